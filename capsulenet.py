@@ -1,0 +1,650 @@
+"""CapsNet on MNIST: the model, its training, its test, and the command line.
+
+    python capsulenet.py
+    python capsulenet.py -t -w result/trained_model.h5
+
+References:
+    Sabour, Frosst, Hinton. Dynamic Routing Between Capsules. NIPS 2017.
+        https://arxiv.org/abs/1710.09829
+    Guo. CapsNet-Keras. https://github.com/XifengGuo/CapsNet-Keras, whose commands,
+        functions, layer names and weights these are.
+"""
+
+import argparse
+import importlib.util
+import math
+import os
+import sys
+import time
+import zipfile
+
+import h5py
+import keras
+import numpy as np
+from keras import callbacks, layers, ops
+from PIL import Image
+
+import datasets
+from capsulelayers import (
+    CONV_FORMS,
+    CapsuleLayer,
+    Length,
+    Mask,
+    PrimaryCap,
+    SpectralConv2D,
+    on_cpu,
+)
+from datasets import load_mnist
+from utils import combine_images, plot_log
+
+MANIPULATIONS = np.linspace(-0.25, 0.25, 11)
+"""What `manipulate_latent` adds to a dimension (Sabour et al. 2017, figure 4)."""
+
+
+def CapsNet(
+    input_shape, n_class, routings, batch_size=None, conv="auto", routing_gradient=True
+):
+    """Build a capsule network (Sabour et al. 2017, figures 1 and 2).
+
+    The three models share their layers and weights.
+
+    Args:
+        input_shape: tuple `(height, width, channels)`.
+        n_class: int. Number of classes.
+        routings: int. Number of routing iterations.
+        batch_size: not needed; accepted for callers of CapsNet-Keras' TF2 branch.
+        conv: the form of the convolutions, see `capsulelayers.SpectralConv2D`.
+            Defaults to `"auto"`.
+        routing_gradient: bool. See `capsulelayers.CapsuleLayer`. Defaults to True.
+
+    Returns:
+        `(train_model, eval_model, manipulate_model)`, with B for the batch:
+
+        - `train_model`: `[images, labels (B, n_class)]` to `[lengths (B, n_class),
+          reconstructions (B, height, width, channels)]`, the decoder seeing the capsule
+          of the label;
+        - `eval_model`: `images` to the same, the decoder seeing the longest capsule;
+        - `manipulate_model`: `[images, labels, noise (B, n_class, 16)]` to
+          reconstructions of the label's capsule plus the noise.
+
+    Raises:
+        ValueError: if a size does not allow such a network.
+    """
+    x = layers.Input(shape=input_shape)
+
+    # Layer 1: a conventional convolution.
+    conv1 = SpectralConv2D(256, 9, conv=conv, activation="relu", name="conv1")(x)
+
+    # Layer 2: a convolution whose outputs are grouped to capsules and squashed.
+    primarycaps = PrimaryCap(
+        conv1,
+        dim_capsule=8,
+        n_channels=32,
+        kernel_size=9,
+        strides=2,
+        padding="valid",
+        conv=conv,
+    )
+
+    # Layer 3: the class capsules, by dynamic routing.
+    digitcaps = CapsuleLayer(
+        num_capsule=n_class,
+        dim_capsule=16,
+        routings=routings,
+        routing_gradient=routing_gradient,
+        name="digitcaps",
+    )(primarycaps)
+
+    # Layer 4: the length of each capsule, the probability of its class.
+    out_caps = Length(dtype="float32", name="capsnet")(digitcaps)
+
+    # The decoder reconstructs the image from one capsule, the others masked out.
+    y = layers.Input(shape=(n_class,))
+    decoder = keras.Sequential(
+        [
+            layers.Input(shape=(16 * n_class,)),
+            layers.Dense(512, activation="relu"),
+            layers.Dense(1024, activation="relu"),
+            layers.Dense(math.prod(input_shape), activation="sigmoid", dtype="float32"),
+            layers.Reshape(input_shape, dtype="float32", name="out_recon"),
+        ],
+        name="decoder",
+    )
+    masked_by_y = Mask(dtype="float32")([digitcaps, y])
+    masked = Mask(dtype="float32")(digitcaps)
+    train_model = keras.Model([x, y], [out_caps, decoder(masked_by_y)])
+    eval_model = keras.Model(x, [out_caps, decoder(masked)])
+
+    noise = layers.Input(shape=(n_class, 16))
+    noised_digitcaps = layers.Add(dtype="float32")([digitcaps, noise])
+    masked_noised_y = Mask(dtype="float32")([noised_digitcaps, y])
+    manipulate_model = keras.Model([x, y, noise], decoder(masked_noised_y))
+    return train_model, eval_model, manipulate_model
+
+
+def _margin_losses(y_true, y_pred):
+    """The margin loss of each example, `(batch,)`."""
+    y_true = ops.cast(y_true, y_pred.dtype)
+    present = y_true * ops.square(ops.maximum(0.0, 0.9 - y_pred))
+    absent = (1.0 - y_true) * ops.square(ops.maximum(0.0, y_pred - 0.1))
+    return ops.sum(present + 0.5 * absent, axis=-1)
+
+
+def margin_loss(y_true, y_pred):
+    """The margin loss, averaged over the batch (Sabour et al. 2017, eq. 4).
+
+    Args:
+        y_true: tensor `(batch, n_class)`, 1 where a class is present, else 0. Several
+            classes may be present.
+        y_pred: tensor `(batch, n_class)`, the lengths of the class capsules.
+
+    Returns:
+        A scalar tensor.
+    """
+    y_pred = ops.convert_to_tensor(y_pred)
+    return ops.mean(_margin_losses(y_true, y_pred))
+
+
+@keras.saving.register_keras_serializable(package="capsnet")
+class MarginLoss(keras.losses.Loss):
+    """`margin_loss` as a Keras loss that also takes sample weights."""
+
+    def call(self, y_true, y_pred):
+        """Return the loss of each example, `(batch,)`."""
+        return _margin_losses(y_true, y_pred)
+
+
+# Weights -----------------------------------------------------------------------------
+
+
+def save_weights(model, path):
+    """Write the weights of one of the trio's models to an HDF5 file.
+
+    Keras 3 writes weights only under names that end in `.weights.h5`. This writes the
+    layout of Keras 2 under any name, so that `trained_model.h5` stays what it was:
+    CapsNet-Keras itself can read it, and so can Keras 3's `load_weights`.
+
+    Args:
+        model: a model of the trio.
+        path: str. The file; one that is there is replaced when the new one is whole.
+    """
+    temporary = f"{path}.{os.getpid()}.tmp"
+    try:
+        with h5py.File(temporary, "w") as file:
+            weighted = [layer for layer in model.layers if layer.weights]
+            file.attrs["layer_names"] = [layer.name.encode() for layer in weighted]
+            file.attrs["backend"] = b"tensorflow"
+            file.attrs["keras_version"] = b"2.15.0"  # of the layout; without it Keras
+            for layer in weighted:  # converts the weights as if they were older
+                group = file.create_group(layer.name)
+                names = [f"{weight.path}:0" for weight in layer.weights]
+                group.attrs["weight_names"] = [name.encode() for name in names]
+                for name, value in zip(names, layer.get_weights(), strict=True):
+                    group[name] = value
+        os.replace(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+
+
+def load_weights(model, path):
+    """Load weights into a model of the trio, and so into all three.
+
+    Reads what `save_weights` writes, Keras 3's `.weights.h5` and `.keras` files of this
+    model, and the HDF5 files of CapsNet-Keras under Keras 2 (weights or whole model).
+    Layers are found by their names. Nothing is changed unless everything fits.
+
+    Args:
+        model: a model of the trio.
+        path: str. The file.
+
+    Raises:
+        OSError: if the file can't be read.
+        ValueError: if it is no such file, or its weights are of another model; the
+            message names the layer and both shapes.
+    """
+    stored = _read_weights(path)
+    weighted = [layer for layer in model.layers if layer.weights]
+    for layer in weighted:
+        if layer.name not in stored:
+            raise ValueError(
+                f"{path}: holds no layer {layer.name!r}, but "
+                f"{', '.join(sorted(stored)) or 'none at all'}; not a CapsNet's weights"
+            )
+        shapes = [tuple(weight.shape) for weight in layer.weights]
+        found = [value.shape for value in stored[layer.name]]
+        if shapes != found:
+            raise ValueError(
+                f"{path}: layer {layer.name!r} has shapes {found} in the file and "
+                f"{shapes} in the model"
+            )
+    for layer in weighted:
+        layer.set_weights(stored[layer.name])
+
+
+def _read_weights(path):
+    """Read any of the formats of `load_weights` to a dict of layer name to arrays."""
+    with open(path, "rb"):  # an OSError that names the file
+        pass
+    try:
+        if zipfile.is_zipfile(path):
+            model = keras.saving.load_model(path, compile=False, safe_mode=True)
+            return {layer.name: layer.get_weights() for layer in model.layers}
+        with h5py.File(path, "r") as file:
+            if "layers" in file:
+                return _read_keras_3(file["layers"])
+            return _read_keras_2(file.get("model_weights", file))
+    except Exception as error:  # whatever a damaged file makes the readers raise
+        raise ValueError(
+            f"{path}: not a readable weights file ({str(error).splitlines()[0]})"
+        ) from error
+
+
+def _read_keras_2(root):
+    """Each layer's group lists its weights, in order, as paths below the group."""
+    return {
+        name: [root[name][weight][()] for weight in root[name].attrs["weight_names"]]
+        for name in (
+            name.decode() if isinstance(name, bytes) else name
+            for name in root.attrs["layer_names"]
+        )
+    }
+
+
+def _read_keras_3(root):
+    """Groups `vars` hold the weights by number; the outermost tells the layer's name."""
+    weights = {}
+    for group in root.values():
+        arrays = []
+
+        def collect(_, node, arrays=arrays):
+            if isinstance(node, h5py.Dataset):
+                arrays.append(node[()])
+
+        group.visititems(collect)
+        weights[group["vars"].attrs["name"]] = arrays
+    return weights
+
+
+# Training, test and manipulation -----------------------------------------------------
+
+
+class EpochSeconds(callbacks.Callback):
+    """Add `seconds`, the wall time of the epoch with its validation, to the logs."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Start the clock."""
+        self.start = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Read the clock."""
+        logs["seconds"] = round(time.perf_counter() - self.start, 2)
+
+
+def train(model, data, args):
+    """Train a CapsNet, and leave log, checkpoint, curves and weights in `save_dir`.
+
+    Args:
+        model: the training model of `CapsNet`.
+        data: `((x_train, y_train), (x_test, y_test))`, images `(n, height, width,
+            channels)` in [0, 1] and one-hot labels `(n, n_class)`.
+        args: namespace with any of the command line's options as attributes; the
+            others take the command line's defaults.
+
+    Returns:
+        `model`, trained.
+
+    Raises:
+        ValueError: if an option has a value that it can't have.
+        OSError: if the save directory can't be written.
+    """
+    args = _with_defaults(args)
+    check_options(args)
+    _make_save_dir(args.save_dir)
+    (x_train, y_train), (x_test, y_test) = data
+    seed = _draw_seed() if args.seed is None else args.seed
+    on_device = not on_cpu() and keras.backend.backend() != "tensorflow"
+    batches = datasets.TrainingBatches(
+        x_train,
+        y_train,
+        args.batch_size,
+        args.shift_fraction,
+        seed=seed,
+        on_device=on_device,
+    )
+    model.compile(
+        optimizer=keras.optimizers.Adam(args.lr),
+        loss=[MarginLoss(), "mse"],
+        loss_weights=[1.0, args.lam_recon],
+        weighted_metrics=[["accuracy"], []],
+        steps_per_execution=_steps_per_execution(len(batches)),
+    )
+    print(describe(model))
+    model.fit(
+        batches,
+        epochs=args.epochs,
+        validation_data=datasets.ValidationBatches(x_test, y_test, args.batch_size),
+        callbacks=_callbacks(args),
+    )
+    weights = os.path.join(args.save_dir, "trained_model.h5")
+    save_weights(model, weights)
+    print(f"Trained model saved to {weights}")
+    if args.epochs:
+        plot_log(os.path.join(args.save_dir, "log.csv"), show=True)
+    return model
+
+
+def _callbacks(args):
+    """What runs beside the training: schedule, clock, log, checkpoint, TensorBoard."""
+    used = [
+        callbacks.LearningRateScheduler(lambda epoch: args.lr * args.lr_decay**epoch),
+        EpochSeconds(),
+        callbacks.CSVLogger(os.path.join(args.save_dir, "log.csv")),
+        callbacks.ModelCheckpoint(
+            os.path.join(args.save_dir, "best.weights.h5"),
+            monitor="val_capsnet_accuracy",
+            mode="max",
+            save_best_only=True,
+            save_weights_only=True,
+            verbose=1,
+        ),
+    ]
+    if all(map(importlib.util.find_spec, ("tensorflow", "tensorboard"))):
+        used.append(
+            callbacks.TensorBoard(
+                os.path.join(args.save_dir, "tensorboard-logs"),
+                histogram_freq=int(args.debug),
+                write_graph=False,
+            )
+        )
+    else:
+        print(
+            "TensorBoard logs are not written: they need the packages tensorflow and tensorboard"
+        )
+    return used
+
+
+def _steps_per_execution(steps):
+    """Steps between two looks at the numbers, which make an accelerator wait.
+
+    Specific to the backend: PyTorch's trainer takes one step at a time.
+    """
+    if on_cpu() or keras.backend.backend() == "torch":
+        return 1
+    return max(1, steps // 20)
+
+
+def describe(model):
+    """Return one line: the forms of the convolutions, and whether XLA compiles."""
+    forms = [
+        f"{layer.name} {layer.form}"
+        for layer in model.layers
+        if isinstance(layer, SpectralConv2D)
+    ]
+    if model.jit_compile:
+        forms.append("compiled by XLA: the first step takes longer")
+    return f"Backend {keras.backend.backend()}: {', '.join(forms)}"
+
+
+def _predict(model, inputs, batch_size=100):
+    """Run `model.predict` in batches of one size, so that nothing compiles twice."""
+    n = len(inputs[0])
+    batch_size = min(batch_size, n)
+    indices = np.minimum(np.arange(-(-n // batch_size) * batch_size), n - 1)
+    padded = [a if len(indices) == n else a[indices] for a in inputs]
+    padded = padded if len(padded) > 1 else padded[0]
+    outputs = model.predict(padded, batch_size=batch_size, verbose=0)
+    return keras.tree.map_structure(lambda a: a[:n], outputs)
+
+
+def test(model, data, args):
+    """Print the accuracy and save real and reconstructed images.
+
+    Writes `real_and_recon.png` to the save directory: up to 50 images above their
+    reconstructions.
+
+    Args:
+        model: the evaluation model of `CapsNet`.
+        data: `(x_test, y_test)`.
+        args: namespace; `save_dir` is used, see `train`.
+
+    Returns:
+        The accuracy, a float in [0, 1].
+    """
+    args = _with_defaults(args)
+    x_test, y_test = data
+    print("-" * 30 + "Begin: test" + "-" * 30)
+    y_pred, x_recon = _predict(model, [x_test])
+    wrong = int(np.sum(np.argmax(y_pred, 1) != np.argmax(y_test, 1)))
+    accuracy = 1 - wrong / len(y_test)
+    print(f"Test acc: {accuracy:.4f}")
+    print(f"Test error: {100 * (1 - accuracy):.2f}% ({wrong} of {len(y_test)} images)")
+
+    shown = min(50, len(x_test))
+    image = combine_images(
+        np.concatenate([x_test[:shown], x_recon[:shown]]),
+        width=10 if shown == 50 else shown,
+    )
+    path = os.path.join(args.save_dir, "real_and_recon.png")
+    _save_image(image, path)
+    print(f"Reconstructed images are saved to {path}")
+    print("-" * 30 + "End: test" + "-" * 30)
+    return accuracy
+
+
+def manipulate_latent(model, data, args):
+    """Show what each dimension of a class capsule stands for.
+
+    Writes `manipulate-<digit>.png` to the save directory: reconstructions of one test
+    image of class `args.digit`, one row a dimension of its capsule, with `MANIPULATIONS`
+    added to that dimension from left to right (Sabour et al. 2017, figure 4).
+
+    Args:
+        model: the manipulation model of `CapsNet`.
+        data: `(x_test, y_test)`.
+        args: namespace; `digit`, `save_dir` and `seed`, which chooses the image, are
+            used, see `train`.
+
+    Raises:
+        ValueError: if `args.digit` is no class, or no test image shows it.
+    """
+    args = _with_defaults(args)
+    x_test, y_test = data
+    check_options(args, n_class=y_test.shape[1])
+    print("-" * 30 + "Begin: manipulate" + "-" * 30)
+    candidates = np.flatnonzero(np.argmax(y_test, 1) == args.digit)
+    if not len(candidates):
+        raise ValueError(f"--digit {args.digit}: no test image shows it")
+    chosen = np.random.default_rng(args.seed).choice(candidates)
+    n_class, dim = model.inputs[2].shape[1:]
+    steps = len(MANIPULATIONS)
+    noise = np.zeros((dim, steps, n_class, dim), "float32")
+    for d in range(dim):
+        noise[d, :, :, d] = MANIPULATIONS[:, np.newaxis]
+    noise = noise.reshape(dim * steps, n_class, dim)
+    x = np.repeat(x_test[chosen : chosen + 1], len(noise), axis=0)
+    y = np.repeat(y_test[chosen : chosen + 1], len(noise), axis=0)
+    x_recons = _predict(model, [x, y, noise])
+    path = os.path.join(args.save_dir, f"manipulate-{args.digit}.png")
+    _save_image(combine_images(x_recons, height=dim), path)
+    print(f"Manipulated images are saved to {path}")
+    print("-" * 30 + "End: manipulate" + "-" * 30)
+
+
+def _save_image(image, path):
+    Image.fromarray(np.round(image * 255).astype("uint8")).save(path)
+
+
+# Command line ------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    """Takes dashes for underscores in flags, and reports errors in one line."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        args = sys.argv[1:] if args is None else args
+        spelled = []
+        for arg in args:
+            if arg.startswith("--"):
+                name, equals, value = arg[2:].partition("=")
+                arg = "--" + name.replace("-", "_") + equals + value
+            spelled.append(arg)
+        return super().parse_known_args(spelled, namespace)
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def build_parser():
+    """Return the command line's parser."""
+    parser = _Parser(
+        description="Capsule network on MNIST.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--epochs", default=50, type=int, help="epochs to train")
+    add("--batch_size", default=100, type=int, help="images a step")
+    add("--lr", default=0.001, type=float, help="initial learning rate of Adam")
+    add(
+        "--lr_decay",
+        default=0.9,
+        type=float,
+        help="factor on the learning rate after each epoch; nearer to 1 for more epochs",
+    )
+    add(
+        "--lam_recon",
+        default=0.392,
+        type=float,
+        help="weight of the reconstruction loss; 0.392 = 0.0005 * 784 pixels",
+    )
+    add("-r", "--routings", default=3, type=int, help="routing iterations, at least 1")
+    add(
+        "--shift_fraction",
+        default=0.1,
+        type=float,
+        help="training images move by up to this fraction of their side",
+    )
+    add("--debug", action="store_true", help="weight histograms for TensorBoard")
+    add("--save_dir", default="./result", help="directory for everything written")
+    add("-t", "--testing", action="store_true", help="test instead of training")
+    add("--digit", default=5, type=int, help="class whose capsule -t manipulates")
+    add("-w", "--weights", default=None, help="weights to start from or to test")
+    add(
+        "--seed", default=None, type=int, help="makes a run repeatable; drawn if absent"
+    )
+    add("--dataset", default="mnist", help="mnist, or an .npz file like data/mnist.npz")
+    add("--conv", default="auto", choices=CONV_FORMS, help="form of the convolutions")
+    add(
+        "--precision",
+        default="float32",
+        choices=("float32", "bfloat16"),
+        help="of the matrix products; weights, softmax, squash, losses stay float32",
+    )
+    add(
+        "--no_routing_gradient",
+        dest="routing_gradient",
+        action="store_false",
+        help="take the coupling coefficients as constants in the gradient; faster",
+    )
+    return parser
+
+
+def _with_defaults(args):
+    """Return `args` with the command line's default for every option it lacks."""
+    return argparse.Namespace(**{**vars(build_parser().parse_args([])), **vars(args)})
+
+
+def check_options(args, n_class=None):
+    """Raise a `ValueError` that names the option, its value and the rule it breaks.
+
+    Args:
+        args: namespace with all options.
+        n_class: int, optional. The number of classes that `digit` is checked against.
+    """
+    rules = [
+        ("epochs", args.epochs >= 0, "at least 0"),
+        ("batch_size", args.batch_size >= 1, "at least 1"),
+        ("lr", 0 <= args.lr < math.inf, "at least 0"),
+        ("lr_decay", 0 < args.lr_decay < math.inf, "above 0"),
+        ("lam_recon", 0 <= args.lam_recon < math.inf, "at least 0"),
+        ("routings", args.routings >= 1, "at least 1"),
+        ("shift_fraction", 0 <= args.shift_fraction < 1, "at least 0 and below 1"),
+        ("seed", args.seed is None or 0 <= args.seed < 2**32, "0 to 2**32 - 1"),
+    ]
+    if n_class is not None:
+        named = "MNIST has classes" if args.dataset == "mnist" else "the classes are"
+        rules.append(
+            ("digit", 0 <= args.digit < n_class, f"{named} 0 to {n_class - 1}")
+        )
+    for name, holds, rule in rules:
+        if not holds:
+            must = rule if name == "digit" else f"must be {rule}"
+            raise ValueError(f"--{name} {getattr(args, name)}: {must}")
+
+
+def _draw_seed():
+    return int(np.random.SeedSequence().entropy % 2**32)
+
+
+def _make_save_dir(path):
+    """Make the directory and try that a file can be written there."""
+    trial = os.path.join(path, f".{os.getpid()}.tmp")
+    try:
+        os.makedirs(path, exist_ok=True)
+        with open(trial, "w"):
+            pass
+        os.remove(trial)
+    except OSError as error:
+        raise OSError(
+            f"--save_dir {path}: can't be written ({error.strerror})"
+        ) from None
+
+
+def _prepare(args):
+    """Check everything the user gave, then return the trio and the data."""
+    check_options(args)
+    _make_save_dir(args.save_dir)
+    if args.dataset == "mnist":
+        data = load_mnist()
+    else:
+        data = datasets.load_npz(args.dataset)
+    (x_train, y_train), _ = data
+    check_options(args, n_class=y_train.shape[1])
+    args.seed = _draw_seed() if args.seed is None else args.seed
+    keras.utils.set_random_seed(args.seed)
+    if args.precision == "bfloat16":
+        keras.config.set_dtype_policy("mixed_bfloat16")
+    trio = CapsNet(
+        x_train.shape[1:],
+        y_train.shape[1],
+        args.routings,
+        conv=args.conv,
+        routing_gradient=args.routing_gradient,
+    )
+    if args.weights is not None:
+        load_weights(trio[0], args.weights)
+    return trio, data
+
+
+def main(argv=None):
+    """Run the command line with the arguments `argv`, by default the program's own."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    try:
+        (train_model, eval_model, manipulate_model), data = _prepare(args)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    print(args)
+    train_model.summary()
+    if not args.testing:
+        train(train_model, data, args)
+        return
+    if args.weights is None:
+        print("No weights are given (-w): the test is of random weights.")
+    manipulate_latent(manipulate_model, data[1], args)
+    test(eval_model, data[1], args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,224 @@
+"""Data sets as arrays, and the batches that training and validation are fed with."""
+
+import hashlib
+import math
+import os
+import zipfile
+
+import keras
+import numpy as np
+
+MNIST_PATH = os.path.join(os.path.dirname(os.path.abspath(__file__)), "data/mnist.npz")
+MNIST_SHA256 = "edb50ad5c9f6ad6c7843b0e70355c1294158ccceb854766360abaa61e690c70a"
+_ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+
+
+def load_mnist(path=MNIST_PATH):
+    """Load the bundled MNIST database of handwritten digits.
+
+    Args:
+        path: str. The file. Defaults to `data/mnist.npz` beside this module.
+
+    Returns:
+        `((x_train, y_train), (x_test, y_test))` as `load_npz` returns them.
+
+    Raises:
+        OSError: if the file can't be read.
+        ValueError: if it is not the file that this project ships.
+    """
+    with open(path, "rb") as file:
+        digest = hashlib.sha256(file.read()).hexdigest()
+    if digest != MNIST_SHA256:
+        raise ValueError(
+            f"{path}: damaged, its sha256 is {digest[:12]}... and not "
+            f"{MNIST_SHA256[:12]}...; restore it with `git checkout data/mnist.npz`"
+        )
+    return load_npz(path)
+
+
+def load_npz(path):
+    """Load a data set from a `.npz` file.
+
+    The file holds `x_train`, `y_train`, `x_test` and `y_test`: images of shape
+    `(n, height, width)` or `(n, height, width, channels)`, uint8 or floats in [0, 1],
+    and integer labels from 0 on of shape `(n,)`.
+
+    Args:
+        path: str. The file.
+
+    Returns:
+        `((x_train, y_train), (x_test, y_test))`: images `(n, height, width, channels)`
+        float32 in [0, 1], labels one-hot `(n, n_class)` float32.
+
+    Raises:
+        OSError: if the file can't be read.
+        ValueError: if it is not such a file; the message says what is wrong.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            x_train, y_train, x_test, y_test = (file[name] for name in _ARRAYS)
+    except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: not a data set: {error}") from error
+    n_class = 1 + max(_check_labels(path, y).max() for y in (y_train, y_test))
+    if n_class < 2:
+        raise ValueError(f"{path}: there is one class only")
+    splits = []
+    for split, x, y in (("train", x_train, y_train), ("test", x_test, y_test)):
+        x = _to_float(path, x)
+        if len(x) != len(y):
+            raise ValueError(
+                f"{path}: x_{split} has {len(x)} images, y_{split} {len(y)} labels"
+            )
+        splits.append((x, np.eye(n_class, dtype="float32")[y]))
+    if splits[0][0].shape[1:] != splits[1][0].shape[1:]:
+        raise ValueError(
+            f"{path}: x_train {x_train.shape} and x_test {x_test.shape} have images "
+            "of different shapes"
+        )
+    return tuple(splits)
+
+
+def _check_labels(path, y):
+    if y.ndim != 1 or not len(y) or y.dtype.kind not in "iu" or y.min() < 0:
+        raise ValueError(
+            f"{path}: labels must be integers from 0 on, not {y.dtype} {y.shape}"
+        )
+    return y
+
+
+def _to_float(path, x):
+    if x.ndim not in (3, 4) or x.dtype.kind not in "uf":
+        raise ValueError(
+            f"{path}: images must be (n, height, width[, channels]) uint8 or float, "
+            f"not {x.dtype} {x.shape}"
+        )
+    x = x if x.ndim == 4 else x[..., np.newaxis]
+    if x.dtype.kind == "u":
+        return x.astype("float32") / np.iinfo(x.dtype).max
+    if not (x.min() >= 0 and x.max() <= 1):  # written so that NaN fails
+        raise ValueError(f"{path}: images of type float must lie in [0, 1]")
+    return x.astype("float32")
+
+
+def shift_images(images, shifts, xp=np):
+    """Move each image by whole pixels; what moves in is zero.
+
+    Args:
+        images: array of shape `(n, height, width, channels)`.
+        shifts: integer array of shape `(n, 2)`: pixels down and pixels to the right.
+        xp: the module to compute with, `numpy` or `keras.ops`. Defaults to `numpy`.
+
+    Returns:
+        An array of the shape of `images`.
+    """
+    n, height, width, channels = images.shape
+    rows = xp.arange(height) - shifts[:, :1]  # where a row comes from, (n, height)
+    columns = xp.arange(width) - shifts[:, 1:]
+    inside = xp.logical_and(
+        xp.logical_and(rows >= 0, rows < height)[:, :, None],
+        xp.logical_and(columns >= 0, columns < width)[:, None, :],
+    )
+    source = (
+        xp.arange(n)[:, None, None] * (height * width)
+        + xp.clip(rows, 0, height - 1)[:, :, None] * width
+        + xp.clip(columns, 0, width - 1)[:, None, :]
+    )  # (n, height, width)
+    moved = xp.take(xp.reshape(images, (-1, channels)), source, axis=0)
+    return xp.where(inside[..., None], moved, xp.zeros_like(moved))
+
+
+class TrainingBatches(keras.utils.PyDataset):
+    """Shuffled, randomly shifted batches `((x, y), (y, x))` for the training model.
+
+    Each epoch has a fresh order and fresh shifts, which follow from the seed and the
+    number of the epoch alone. The reconstruction target is the shifted image. Every
+    batch has the same size, so that nothing is compiled twice: the last one of an epoch
+    is filled up with images from the epoch's beginning.
+
+    On an accelerator (JAX and PyTorch) the images are moved to the device once and the
+    batches are put together there.
+
+    Args:
+        x: array of shape `(n, height, width, channels)`.
+        y: array of shape `(n, n_class)`.
+        batch_size: int.
+        shift_fraction: float in [0, 1). Images move by at most this fraction of their
+            side in each direction, rounded down to whole pixels. Defaults to 0.
+        seed: int. Defaults to 0.
+        epoch: int. The epoch to begin with. Defaults to 0.
+        on_device: bool. Whether `x` and `y` live on the accelerator. Defaults to False.
+    """
+
+    def __init__(
+        self, x, y, batch_size, shift_fraction=0.0, seed=0, epoch=0, on_device=False
+    ):
+        super().__init__()
+        self.xp = keras.ops if on_device else np
+        if on_device:
+            x, y = keras.ops.convert_to_tensor(x), keras.ops.convert_to_tensor(y)
+        self.x, self.y = x, y
+        self.batch_size = batch_size
+        # The small surplus keeps 0.29 * 100 from becoming 28 pixels.
+        self.reach = [int(side * shift_fraction + 1e-6) for side in x.shape[1:3]]
+        self.seed = seed
+        self.epoch = epoch
+        self._draw()
+
+    def _draw(self):
+        """Draw the order and the shifts of the epoch."""
+        rng = np.random.default_rng((self.seed, self.epoch))
+        order = rng.permutation(len(self.x)).astype("int32")
+        self.order = np.resize(order, len(self) * self.batch_size)
+        self.shifts = np.stack(
+            [rng.integers(-r, r + 1, len(self.order), "int32") for r in self.reach], 1
+        )
+
+    def __len__(self):
+        """Return the number of batches an epoch."""
+        return math.ceil(len(self.x) / self.batch_size)
+
+    def __getitem__(self, index):
+        """Return batch `index` of the epoch."""
+        span = slice(index * self.batch_size, (index + 1) * self.batch_size)
+        x = self.xp.take(self.x, self.order[span], axis=0)
+        y = self.xp.take(self.y, self.order[span], axis=0)
+        if any(self.reach):
+            x = shift_images(x, self.shifts[span], self.xp)
+        return (x, y), (y, x)
+
+    def on_epoch_end(self):
+        """Go on to the next epoch."""
+        self.epoch += 1
+        self._draw()
+
+
+class ValidationBatches(keras.utils.PyDataset):
+    """Batches `((x, y), (y, x), weights)` of equal size, in order.
+
+    The last batch is filled up with images of weight zero, so that nothing is compiled
+    for a smaller one; all others have the weight that makes Keras' averages over the
+    batches exact. Each output has weights of its own, of the shape of its losses.
+
+    Args:
+        x: array of shape `(n, height, width, channels)`.
+        y: array of shape `(n, n_class)`.
+        batch_size: int.
+    """
+
+    def __init__(self, x, y, batch_size):
+        super().__init__()
+        self.x, self.y = x, y
+        self.batch_size = min(batch_size, len(x))
+
+    def __len__(self):
+        """Return the number of batches."""
+        return math.ceil(len(self.x) / self.batch_size)
+
+    def __getitem__(self, index):
+        """Return batch `index`."""
+        start = index * self.batch_size
+        indices = np.arange(start, start + self.batch_size)
+        real = indices < len(self.x)
+        weights = real.astype("float32") * (len(self) * self.batch_size / len(self.x))
+        x, y = (a[np.minimum(indices, len(self.x) - 1)] for a in (self.x, self.y))
+        return (x, y), (y, x), (weights, weights[:, np.newaxis, np.newaxis])

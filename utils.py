@@ -1,0 +1,83 @@
+"""Drawing what came out: grids of images and the curves of a training log."""
+
+import math
+import os
+import sys
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+
+def combine_images(generated_images, height=None, width=None):
+    """Arrange images in a grid, row by row.
+
+    Args:
+        generated_images: array of shape `(n, rows, columns, channels)`.
+        height: int. Images from top to bottom. Defaults to what `width` leaves, or to
+            the smallest height of a grid that is about square.
+        width: int. Images from left to right. Defaults to what `height` leaves.
+
+    Returns:
+        An array of the dtype of `generated_images`: `(height * rows, width * columns)`
+        for one channel, `(height * rows, width * columns, channels)` for more. Places
+        without an image are zero.
+
+    Raises:
+        ValueError: if the images do not fit into `height` x `width`.
+    """
+    num, rows, columns, channels = generated_images.shape
+    if height is None and width is None:
+        width = math.isqrt(num)
+    if height is None:
+        height = math.ceil(num / width)
+    elif width is None:
+        width = math.ceil(num / height)
+    if height * width < num:
+        raise ValueError(f"{num} images do not fit into a {height} x {width} grid")
+    grid = np.zeros((height * width, rows, columns, channels), generated_images.dtype)
+    grid[:num] = generated_images
+    grid = grid.reshape(height, width, rows, columns, channels)
+    image = grid.transpose(0, 2, 1, 3, 4).reshape(height * rows, width * columns, -1)
+    return image[:, :, 0] if channels == 1 else image
+
+
+def plot_log(filename, show=True):
+    """Plot a training log, losses above and accuracies below.
+
+    The picture is saved beside the log, as `log.png` for `log.csv`.
+
+    Args:
+        filename: str. A CSV file with a column `epoch`, as `keras.callbacks.CSVLogger`
+            writes it.
+        show: bool. Whether to open a window too, which happens only in an interactive
+            session on a screen and never blocks. Defaults to True.
+    """
+    data = pd.read_csv(filename)
+    show = show and _can_show()
+    figure = plt.figure(figsize=(6, 8)) if show else Figure(figsize=(6, 8))
+    for axes, kind in zip(figure.subplots(2, 1), ("loss", "acc"), strict=True):
+        for column in data.columns:
+            if kind in column:
+                style = "--" if column.startswith("val_") else "-"
+                marker = "o" if len(data) == 1 else None
+                axes.plot(
+                    data["epoch"] + 1, data[column], style, marker=marker, label=column
+                )
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel("loss" if kind == "loss" else "accuracy")
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend(fontsize="small")
+    figure.tight_layout()
+    figure.savefig(os.path.splitext(filename)[0] + ".png", dpi=100)
+    if show:
+        plt.show(block=False)
+
+
+def _can_show():
+    interactive = hasattr(sys, "ps1") or matplotlib.is_interactive()
+    return interactive and plt.get_backend().lower() != "agg"
