@@ -10,6 +10,7 @@ mathematics keeps the paper's names: `u` input capsules, `u_hat` prediction vect
 References:
     Sabour, Frosst, Hinton. Dynamic Routing Between Capsules. NIPS 2017.
         https://arxiv.org/abs/1710.09829
+    Winograd. Arithmetic Complexity of Computations. SIAM 1980.
     Mathieu, Henaff, LeCun. Fast Training of Convolutional Networks through FFTs.
         ICLR 2014. https://arxiv.org/abs/1312.5851
 """
@@ -48,6 +49,11 @@ def _float32(x):
     return ops.cast(x, "float32")
 
 
+def _total(terms):
+    """The sum of tensors, without the zero that `sum` starts from."""
+    return functools.reduce(ops.add, terms)
+
+
 def _squared_length(vectors, axis=-1, keepdims=False):
     return ops.sum(ops.square(vectors), axis=axis, keepdims=keepdims)
 
@@ -65,6 +71,7 @@ def squash(vectors, axis=-1):
     Returns:
         A tensor of the shape of `vectors`.
     """
+    vectors = ops.convert_to_tensor(vectors)
     squared = _squared_length(vectors, axis, keepdims=True)
     return vectors * (squared / (1.0 + squared) / ops.sqrt(squared + EPSILON))
 
@@ -130,63 +137,100 @@ class Mask(keras.layers.Layer):
         return (input_shape[0], input_shape[1] * input_shape[2])
 
 
-def _fourier_bases(size, kernel_size, output_size):
-    """The three constant matrices of a correlation in the Fourier domain.
+def _evaluation_points(n):
+    """Return `n` points of the real line and the complex plane, as two lists.
 
-    For an image `x` of `size` pixels and a kernel `k`, with the discrete Fourier
-    transforms X and K, the correlation's transform is X times the conjugate of K. Of a
-    real signal's frequencies (a, b) and (-a, -b) one is enough. A complex product is
-    three real ones, with P1 = (Xr + Xi) Kr, P2 = Xr (Ki - Kr), P3 = Xi (Kr + Ki):
-    its real part is P1 - P3, its imaginary part P1 + P2. Where a frequency is its own
-    negative, X and K are real and one product is enough.
+    The n-th roots of unity would make the discrete Fourier transform. Of six points or
+    more, four are 0, infinity and +-0.7 and the others the (n-4)-th roots of unity: a
+    real point costs one product where a pair of conjugates costs three. The error of
+    the whole stays that of the Fourier transform, 6e-7 of the largest output.
+
+    Returns:
+        The real points, and one of each pair of conjugate complex points.
+    """
+    roots = n if n < 6 else n - 4
+    real = [1.0, -1.0] if roots % 2 == 0 else [1.0]
+    angles = 2 * np.pi * np.arange(1, (roots + 1) // 2) / roots
+    return real + ([] if n < 6 else [0.0, np.inf, 0.7, -0.7]), list(np.exp(1j * angles))
+
+
+def _evaluations(n, kernel_size, output_size):
+    """The matrices of a correlation in one dimension, see `_transforms`.
+
+    Returns:
+        `(real, forward, kernel, inverse)`: the number of rows that are real, which come
+        first, and matrices of one row a point, the conjugates left out.
+    """
+    real, pairs = _evaluation_points(n)
+
+    def powers(points, length):
+        top = np.eye(length)[-1]  # at infinity the highest power alone counts
+        return np.array(
+            [top if p == np.inf else p ** np.arange(length) for p in points], complex
+        )
+
+    points = real + pairs
+    interpolation = np.linalg.inv(powers(points + [p.conj() for p in pairs], n))
+    return (
+        len(real),
+        interpolation.T[: len(points)],
+        powers(points, kernel_size),
+        powers(points, output_size),
+    )
+
+
+@functools.cache
+def _transforms(size, kernel_size, output_size):
+    """The three constant matrices of a correlation by evaluation at points.
+
+    The product of two polynomials takes one multiplication at each of n points, which
+    their evaluation there and the interpolation of the result surround (Toom and Cook;
+    at the roots of unity, Fourier). A correlation is the transpose of that
+    (Winograd 1980). In two dimensions the points are pairs of points. The values at a
+    pair that is conjugate to another need not be computed. A complex product is three
+    real ones, with P1 = (Xr + Xi) Kr, P2 = Xr (Ki - Kr), P3 = Xi (Kr + Ki): its real
+    part is P1 - P3, its imaginary part P1 + P2. Where both points are real, so are X
+    and K, and one product is enough.
 
     Args:
-        size: pair of int. Rows and columns of the transform.
-        kernel_size: pair of int. Rows and columns of the kernel.
-        output_size: pair of int. Rows and columns of the output; the circular
-            correlation is exact for `output_size + kernel_size - 1 <= size`.
+        size: pair of int. Rows and columns of the image `x`.
+        kernel_size: pair of int. Rows and columns of the kernel `k`.
+        output_size: pair of int. Rows and columns of the output, `size - kernel_size
+            + 1`.
 
     Returns:
         `forward (R, pixels)`, `kernel (R, kernel pixels)` and `inverse (output pixels,
         R)`, float32, such that the correlation of `x` and `k` is
         `inverse @ ((forward @ x) * (kernel @ k))`.
     """
-    rows, columns = size
+    rows = _evaluations(size[0], kernel_size[0], output_size[0])
+    columns = _evaluations(size[1], kernel_size[1], output_size[1])
     forward, kernel, inverse = [], [], []
-    for a in range(rows):
-        for b in range(columns):
-            mirror = (-a % rows, -b % columns)
-            if mirror < (a, b):
-                continue
-            angle = (
-                2
-                * np.pi
-                * np.add.outer(
-                    a * np.arange(rows) / rows, b * np.arange(columns) / columns
+    for i, of_row in enumerate(zip(*rows[1:])):
+        for j, of_column in enumerate(zip(*columns[1:])):
+            both_complex = i >= rows[0] and j >= columns[0]
+            for conjugate in (False, True)[: 1 + both_complex]:
+                x, k, y = (
+                    np.outer(a, b.conj() if conjugate else b).ravel()
+                    for a, b in zip(of_row, of_column)
                 )
-            )
-            cos, sin = np.cos(angle), np.sin(angle)
-            xr, xi = cos.ravel(), -sin.ravel()
-            kr, ki = (f[: kernel_size[0], : kernel_size[1]].ravel() for f in (cos, sin))
-            yr, yi = (
-                f[: output_size[0], : output_size[1]].ravel() / (rows * columns)
-                for f in (cos, -sin)
-            )
-            if mirror == (a, b):
-                forward += [xr]
-                kernel += [kr]
-                inverse += [yr]
-            else:  # twice: for this frequency and for its mirror image
-                forward += [xr + xi, xr, xi]
-                kernel += [kr, ki - kr, kr + ki]
-                inverse += [2 * (yr + yi), 2 * yi, -2 * yr]
+                x_scale, k_scale = abs(x).max(), abs(k).max()  # keep rounding small
+                x, k, y = x / x_scale, k / k_scale, y * x_scale * k_scale
+                if i < rows[0] and j < columns[0]:
+                    forward += [x.real]
+                    kernel += [k.real]
+                    inverse += [y.real]
+                else:  # twice the real part: this pair of points and its conjugate
+                    forward += [x.real + x.imag, x.real, x.imag]
+                    kernel += [k.real, k.imag - k.real, k.real + k.imag]
+                    inverse += [2 * (y.real - y.imag), -2 * y.imag, -2 * y.real]
     forward, kernel, inverse = (
         np.asarray(m, "float32") for m in (forward, kernel, inverse)
     )
     return forward, kernel, np.ascontiguousarray(inverse.T)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _best_tile(output_size, kernel_size, strides, channels, filters):
     """Choose the tile size and count the multiplications of a spectral convolution.
 
@@ -206,8 +250,10 @@ def _best_tile(output_size, kernel_size, strides, channels, filters):
 
     def cost(tile):
         tiles = math.prod(-(-o // t) for o, t in zip(output_size, tile))
-        pixels = math.prod(t + k - 1 for t, k in zip(tile, kernel_size))
-        products = 1.5 * pixels  # three for every other frequency
+        sizes = [t + k - 1 for t, k in zip(tile, kernel_size)]
+        pixels = math.prod(sizes)
+        (r0, c0), (r1, c1) = (map(len, _evaluation_points(n)) for n in sizes)
+        products = r0 * r1 + 3 * (r0 * c1 + c0 * r1) + 6 * c0 * c1
         per_tile = phases * filters + pixels * phases + math.prod(tile) * filters
         per_batch = math.prod(kernel_size) * phases * filters
         return products * (tiles * per_tile + per_batch / _TYPICAL_BATCH)
@@ -215,6 +261,15 @@ def _best_tile(output_size, kernel_size, strides, channels, filters):
     rows, columns = (range(1, min(o, _LARGEST_TILE) + 1) for o in output_size)
     tile = min(((r, c) for r in rows for c in columns), key=cost)
     return tile, cost(tile)
+
+
+def _overlapping(x, axis, count, step, size):
+    """Cut `axis` into `count` pieces of `size`, a `step` apart: two axes for one."""
+    if count == 1:  # nothing to copy
+        return ops.expand_dims(x, axis)
+    span = [slice(None)] * axis
+    pieces = [x[(*span, slice(i * step, i * step + size))] for i in range(count)]
+    return ops.stack(pieces, axis)
 
 
 @keras.saving.register_keras_serializable(package="capsnet")
@@ -231,16 +286,16 @@ class SpectralConv2D(keras.layers.Conv2D):
        convolution is the sum of s x s convolutions of stride 1 with kernels of
        ceil(k / s), over images of 1 / s the side. The phases join the channels.
     2. *Tiles*: the output is cut into tiles of t x t, each from n = t + ceil(k / s) - 1
-       rows and columns of the input. The circular wrap-around of an n x n transform
-       touches only rows and columns that the tile does not read.
-    3. *Transform*: the real discrete Fourier transforms of tiles and kernels are
-       products with small constant matrices, see `_fourier_bases`.
-    4. *Product*: at each frequency one matrix product `(B, s s C) x (s s C, filters)`
-       sums channels and phases at once.
+       rows and columns of the input.
+    3. *Transform*: tiles and kernels are evaluated at n x n points, most of them roots
+       of unity as in the Fourier transform, by products with constant matrices; see
+       `_evaluation_points` and `_transforms`.
+    4. *Product*: at each point one matrix product `(B, s s C) x (s s C, filters)` sums
+       channels and phases at once.
     5. *Inverse transform*: one more product with a constant matrix.
 
-    For 9 x 9 and stride 2 on 20 x 20 pixels (the primary capsules on MNIST) this takes
-    a quarter of the multiplications of the direct form.
+    For 9 x 9 and stride 2 on 20 x 20 pixels (the primary capsules on MNIST) that is 132
+    products of 4 C numbers in place of 36 x 81 of C.
 
     Args:
         filters: int. Number of output channels.
@@ -346,22 +401,23 @@ class SpectralConv2D(keras.layers.Conv2D):
         ph, pw = -(-kh // sh), -(-kw // sw)  # kernel of one phase
         nh, nw = th + ph - 1, tw + pw - 1  # size of a transform
         forward, kernel_basis, inverse = (
-            ops.convert_to_tensor(m)
-            for m in _fourier_bases((nh, nw), (ph, pw), (th, tw))
+            ops.convert_to_tensor(m) for m in _transforms((nh, nw), (ph, pw), (th, tw))
         )
         phases = sh * sw * channels
 
         # Bring the image to exactly the pixels that the tiles read.
         full_h, full_w = sh * (tiles_h * th + ph - 1), sw * (tiles_w * tw + pw - 1)
-        x = inputs[:, :full_h, :full_w]
-        missing = [(0, 0), (0, full_h - x.shape[1]), (0, full_w - x.shape[2]), (0, 0)]
-        if any(after for _, after in missing):
-            x = ops.pad(x, missing)
+        x = inputs
+        if height > full_h or width > full_w:
+            x = x[:, :full_h, :full_w]
+        if height < full_h or width < full_w:
+            missing = max(0, full_h - height), max(0, full_w - width)
+            x = ops.pad(x, [(0, 0), (0, missing[0]), (0, missing[1]), (0, 0)])
         x = ops.reshape(x, (-1, full_h // sh, sh, full_w // sw, sw, channels))
-        x = ops.stack([x[:, i * th : i * th + nh] for i in range(tiles_h)], 1)
-        x = ops.stack([x[:, :, :, :, j * tw : j * tw + nw] for j in range(tiles_w)], 2)
-        # (B, tiles_h, tiles_w, nh, sh, nw, sw, C)
-        x = ops.transpose(x, (3, 5, 0, 1, 2, 4, 6, 7))
+        x = _overlapping(x, 1, tiles_h, th, nh)
+        x = _overlapping(x, 4, tiles_w, tw, nw)
+        # (B, tiles_h, nh, sh, tiles_w, nw, sw, C)
+        x = ops.transpose(x, (2, 5, 0, 1, 4, 3, 6, 7))
         x = ops.matmul(forward, ops.reshape(x, (nh * nw, -1)))
         x = ops.reshape(x, (forward.shape[0], -1, phases))  # (R, B tiles, s s C)
 
@@ -417,6 +473,24 @@ def PrimaryCap(
     return Squash(dtype="float32", name="primarycap_squash")(outputs)
 
 
+def _sum_over_first(x):
+    """`ops.sum(x, axis=0)` of `(J, B, I)`; XLA on a CPU takes 50 times as long for it."""
+    J, _, I = x.shape
+    ones = ops.ones((1, J), x.dtype)
+    return ops.reshape(ops.matmul(ones, ops.reshape(x, (J, -1))), (-1, I))
+
+
+def _softmax_over_first(x):
+    """`ops.softmax(x, axis=0)` of `(J, B, I)`, likewise several times as fast."""
+    largest = x
+    while largest.shape[0] > 1:  # halves that overlap where their number is odd
+        n = largest.shape[0]
+        half = (n + 1) // 2
+        largest = ops.maximum(largest[:half], largest[n - half :])
+    exponentials = ops.exp(x - largest)
+    return exponentials / _sum_over_first(exponentials)
+
+
 def _total_input(u, W, V, routing_gradient):
     """One routing step without the prediction vectors: `s` from the routing so far.
 
@@ -454,34 +528,37 @@ def _total_input(u, W, V, routing_gradient):
 
         def agreement(x):  # (J, B, O) -> (J, B, I)
             x = ops.cast(x, low)
-            return sum(_float32(ops.matmul(x, W[d]) * u[d]) for d in dims)
+            return _total(_float32(ops.matmul(x, W[d]) * u[d]) for d in dims)
 
-        def weighted_sum(c):  # (J, B, I) -> (J, B, O)
-            c = ops.cast(c, low)
-            return sum(_float32(ops.matmul(c * u[d], transposed(W[d]))) for d in dims)
-
-        c = ops.softmax(agreement(V), axis=0)  # (J, B, I)
+        c = _softmax_over_first(agreement(V))  # (J, B, I)
+        low_c = ops.cast(c, low)
+        s = _total(_float32(ops.matmul(low_c * u[d], transposed(W[d]))) for d in dims)
 
         def gradient(*args, upstream=None):
             ds = args[0] if upstream is None else upstream  # (J, B, O)
-            pairs = [(ds, c)]  # d(s . ds) = sum of x_j . u_hat_ij y_ij over the pairs
-            dV = ops.zeros_like(V)
+            pairs = [(ops.cast(ds, low), low_c)]  # u_hat_ij's gradient: sum of x_j y_ij
             if routing_gradient:
                 dc = agreement(ds)
-                db = c * (dc - ops.sum(c * dc, axis=0, keepdims=True))  # (J, B, I)
-                dV = weighted_sum(db)
-                pairs.append((V, db))
-            pairs = [(ops.cast(x, low), ops.cast(y, low)) for x, y in pairs]
-            du = [
-                ops.sum(sum(ops.matmul(x, W[d]) * y for x, y in pairs), axis=0)
-                for d in dims
-            ]
-            dW = [
-                sum(ops.matmul(transposed(x), y * u[d]) for x, y in pairs) for d in dims
-            ]
+                db = c * (dc - _sum_over_first(c * dc))  # (J, B, I)
+                pairs.append((ops.cast(V, low), ops.cast(db, low)))
+            du, dW, dV = [], [], []
+            for d in dims:
+                du.append(
+                    _sum_over_first(_total(ops.matmul(x, W[d]) * y for x, y in pairs))
+                )
+                weighted = [y * u[d] for _, y in pairs]
+                dW.append(
+                    _total(
+                        ops.matmul(transposed(x), yu)
+                        for (x, _), yu in zip(pairs, weighted)
+                    )
+                )
+                if routing_gradient:
+                    dV.append(_float32(ops.matmul(weighted[1], transposed(W[d]))))
+            dV = _total(dV) if dV else ops.zeros_like(V)
             return ops.stack(du), ops.stack(dW), dV
 
-        return weighted_sum(c), gradient
+        return s, gradient
 
     return total_input(u, W, V)
 
@@ -557,9 +634,18 @@ class CapsuleLayer(keras.layers.Layer):
         )
 
     def default_initializer(self, input_num_capsule):
-        """Return the initializer that `kernel_initializer=None` stands for."""
-        scale = self.num_capsule / math.sqrt(input_num_capsule * self.dim_capsule)
-        return keras.initializers.TruncatedNormal(stddev=scale)
+        """Return the initializer that `kernel_initializer=None` stands for.
+
+        With a standard deviation of sigma, input capsules of length one start with
+        total inputs of length `sigma * sqrt(I * O) / J` and predictions of length
+        `sigma * sqrt(O)`. Too short total inputs are dead, since squash makes them
+        shorter still; too long predictions saturate the routing. The first are made 0.5
+        long, as long as that leaves the second below 0.4.
+        """
+        sigma = min(0.5 * self.num_capsule / math.sqrt(input_num_capsule), 0.4)
+        return keras.initializers.TruncatedNormal(
+            stddev=sigma / math.sqrt(self.dim_capsule)
+        )
 
     def call(self, inputs):
         """Route `inputs`, `(batch, I, D)`, to `(batch, num_capsule, dim_capsule)`."""
@@ -584,16 +670,16 @@ class CapsuleLayer(keras.layers.Layer):
 
     def _uniform_total_input(self, u, W):
         """The first iteration, where every coupling coefficient is 1 / J."""
-        D, J, O, I = W.shape  # noqa: E741
+        D, J, O, I = W.shape
         W = ops.reshape(W, (D, J * O, I))
-        s = sum(_float32(ops.matmul(u[d], ops.transpose(W[d]))) for d in range(D))
+        s = _total(_float32(ops.matmul(u[d], ops.transpose(W[d]))) for d in range(D))
         return ops.transpose(ops.reshape(s / J, (-1, J, O)), (1, 0, 2))
 
     def _routed_total_input(self, u, W, V):
-        _, J, _, I = W.shape  # noqa: E741
+        _, J, _, I = W.shape
         batch = u.shape[1] or _TYPICAL_BATCH
         size = max(1, _BLOCK_BYTES // (4 * J * batch))
-        return sum(
+        return _total(
             _total_input(
                 u[:, :, start : start + size],
                 W[:, :, :, start : start + size],

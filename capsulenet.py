@@ -11,6 +11,7 @@ References:
 """
 
 import argparse
+import ctypes
 import importlib.util
 import math
 import os
@@ -42,7 +43,19 @@ MANIPULATIONS = np.linspace(-0.25, 0.25, 11)
 
 
 def CapsNet(
-    input_shape, n_class, routings, batch_size=None, conv="auto", routing_gradient=True
+    input_shape,
+    n_class,
+    routings,
+    batch_size=None,
+    *,
+    filters=256,
+    kernel_size=9,
+    strides=2,
+    n_channels=32,
+    dim_primary=8,
+    dim_capsule=16,
+    conv="auto",
+    routing_gradient=True,
 ):
     """Build a capsule network (Sabour et al. 2017, figures 1 and 2).
 
@@ -53,6 +66,12 @@ def CapsNet(
         n_class: int. Number of classes.
         routings: int. Number of routing iterations.
         batch_size: not needed; accepted for callers of CapsNet-Keras' TF2 branch.
+        filters: int. Filters of the first convolution. Defaults to 256.
+        kernel_size: int. Side of both convolutions' kernels. Defaults to 9.
+        strides: int. Stride of the second convolution. Defaults to 2.
+        n_channels: int. Primary capsules at each position. Defaults to 32.
+        dim_primary: int. Dimension of a primary capsule. Defaults to 8.
+        dim_capsule: int. Dimension of a class capsule. Defaults to 16.
         conv: the form of the convolutions, see `capsulelayers.SpectralConv2D`.
             Defaults to `"auto"`.
         routing_gradient: bool. See `capsulelayers.CapsuleLayer`. Defaults to True.
@@ -64,24 +83,33 @@ def CapsNet(
           reconstructions (B, height, width, channels)]`, the decoder seeing the capsule
           of the label;
         - `eval_model`: `images` to the same, the decoder seeing the longest capsule;
-        - `manipulate_model`: `[images, labels, noise (B, n_class, 16)]` to
-          reconstructions of the label's capsule plus the noise.
+        - `manipulate_model`: `[images, labels, noise (B, n_class,
+          dim_capsule)]` to reconstructions of the label's capsule plus the noise.
 
     Raises:
-        ValueError: if a size does not allow such a network.
+        ValueError: if the images are too small for the two convolutions.
     """
+    smallest = 2 * kernel_size - 1
+    if min(input_shape[:2]) < smallest:
+        raise ValueError(
+            f"images of {input_shape[0]} x {input_shape[1]} pixels are too small for "
+            f"two {kernel_size} x {kernel_size} convolutions: at least {smallest} x "
+            f"{smallest}"
+        )
     x = layers.Input(shape=input_shape)
 
     # Layer 1: a conventional convolution.
-    conv1 = SpectralConv2D(256, 9, conv=conv, activation="relu", name="conv1")(x)
+    conv1 = SpectralConv2D(
+        filters, kernel_size, conv=conv, activation="relu", name="conv1"
+    )(x)
 
     # Layer 2: a convolution whose outputs are grouped to capsules and squashed.
     primarycaps = PrimaryCap(
         conv1,
-        dim_capsule=8,
-        n_channels=32,
-        kernel_size=9,
-        strides=2,
+        dim_capsule=dim_primary,
+        n_channels=n_channels,
+        kernel_size=kernel_size,
+        strides=strides,
         padding="valid",
         conv=conv,
     )
@@ -89,7 +117,7 @@ def CapsNet(
     # Layer 3: the class capsules, by dynamic routing.
     digitcaps = CapsuleLayer(
         num_capsule=n_class,
-        dim_capsule=16,
+        dim_capsule=dim_capsule,
         routings=routings,
         routing_gradient=routing_gradient,
         name="digitcaps",
@@ -102,7 +130,7 @@ def CapsNet(
     y = layers.Input(shape=(n_class,))
     decoder = keras.Sequential(
         [
-            layers.Input(shape=(16 * n_class,)),
+            layers.Input(shape=(n_class * dim_capsule,)),
             layers.Dense(512, activation="relu"),
             layers.Dense(1024, activation="relu"),
             layers.Dense(math.prod(input_shape), activation="sigmoid", dtype="float32"),
@@ -115,7 +143,7 @@ def CapsNet(
     train_model = keras.Model([x, y], [out_caps, decoder(masked_by_y)])
     eval_model = keras.Model(x, [out_caps, decoder(masked)])
 
-    noise = layers.Input(shape=(n_class, 16))
+    noise = layers.Input(shape=(n_class, dim_capsule))
     noised_digitcaps = layers.Add(dtype="float32")([digitcaps, noise])
     masked_noised_y = Mask(dtype="float32")([noised_digitcaps, y])
     manipulate_model = keras.Model([x, y, noise], decoder(masked_noised_y))
@@ -312,19 +340,14 @@ def train(model, data, args):
         seed=seed,
         on_device=on_device,
     )
-    model.compile(
-        optimizer=keras.optimizers.Adam(args.lr),
-        loss=[MarginLoss(), "mse"],
-        loss_weights=[1.0, args.lam_recon],
-        weighted_metrics=[["accuracy"], []],
-        steps_per_execution=_steps_per_execution(len(batches)),
-    )
+    compile_model(model, args, len(batches))
     print(describe(model))
     model.fit(
         batches,
         epochs=args.epochs,
+        shuffle=False,  # the batches bring their own order
         validation_data=datasets.ValidationBatches(x_test, y_test, args.batch_size),
-        callbacks=_callbacks(args),
+        callbacks=_callbacks(args, batches),
     )
     weights = os.path.join(args.save_dir, "trained_model.h5")
     save_weights(model, weights)
@@ -334,9 +357,27 @@ def train(model, data, args):
     return model
 
 
-def _callbacks(args):
+def compile_model(model, args, steps=1):
+    """Compile a training model with the optimizer, the losses and the metric.
+
+    Args:
+        model: the training model of `CapsNet`.
+        args: namespace; `lr` and `lam_recon` are used, see `train`.
+        steps: int. Steps an epoch. Defaults to 1.
+    """
+    model.compile(
+        optimizer=keras.optimizers.Adam(args.lr),
+        loss=[MarginLoss(), "mse"],
+        loss_weights=[1.0, args.lam_recon],
+        weighted_metrics=[["accuracy"], []],
+        steps_per_execution=_steps_per_execution(steps),
+    )
+
+
+def _callbacks(args, batches):
     """What runs beside the training: schedule, clock, log, checkpoint, TensorBoard."""
     used = [
+        callbacks.LambdaCallback(on_epoch_begin=lambda epoch, _: batches.draw(epoch)),
         callbacks.LearningRateScheduler(lambda epoch: args.lr * args.lr_decay**epoch),
         EpochSeconds(),
         callbacks.CSVLogger(os.path.join(args.save_dir, "log.csv")),
@@ -627,13 +668,38 @@ def _prepare(args):
     return trio, data
 
 
+def keep_freed_memory():
+    """Tell glibc's allocator to keep the large arrays that a step frees.
+
+    Without this each step gets its arrays from the kernel anew, which clears them page
+    by page: a quarter of a step's time with JAX or PyTorch on a CPU. TensorFlow has
+    settings of its own. Does nothing on systems without glibc.
+    """
+    if keras.backend.backend() == "tensorflow" or not on_cpu():
+        return
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return
+    M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
+    mallopt(M_MMAP_MAX, 0)
+    mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    mallopt(M_TOP_PAD, 2**26)
+    mallopt(M_ARENA_MAX, 1)
+
+
 def main(argv=None):
     """Run the command line with the arguments `argv`, by default the program's own."""
     parser = build_parser()
     args = parser.parse_args(argv)
+    keep_freed_memory()
     try:
         (train_model, eval_model, manipulate_model), data = _prepare(args)
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        parser.error(
+            f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        )
+    except ValueError as error:
         parser.error(str(error))
     print(args)
     train_model.summary()

@@ -94,7 +94,9 @@ def _to_float(path, x):
         )
     x = x if x.ndim == 4 else x[..., np.newaxis]
     if x.dtype.kind == "u":
-        return x.astype("float32") / np.iinfo(x.dtype).max
+        scaled = x.astype("float32")
+        scaled /= np.iinfo(x.dtype).max  # in place: this is the largest array there is
+        return scaled
     if not (x.min() >= 0 and x.max() <= 1):  # written so that NaN fails
         raise ValueError(f"{path}: images of type float must lie in [0, 1]")
     return x.astype("float32")
@@ -145,13 +147,10 @@ class TrainingBatches(keras.utils.PyDataset):
         shift_fraction: float in [0, 1). Images move by at most this fraction of their
             side in each direction, rounded down to whole pixels. Defaults to 0.
         seed: int. Defaults to 0.
-        epoch: int. The epoch to begin with. Defaults to 0.
         on_device: bool. Whether `x` and `y` live on the accelerator. Defaults to False.
     """
 
-    def __init__(
-        self, x, y, batch_size, shift_fraction=0.0, seed=0, epoch=0, on_device=False
-    ):
+    def __init__(self, x, y, batch_size, shift_fraction=0.0, seed=0, on_device=False):
         super().__init__()
         self.xp = keras.ops if on_device else np
         if on_device:
@@ -161,12 +160,11 @@ class TrainingBatches(keras.utils.PyDataset):
         # The small surplus keeps 0.29 * 100 from becoming 28 pixels.
         self.reach = [int(side * shift_fraction + 1e-6) for side in x.shape[1:3]]
         self.seed = seed
-        self.epoch = epoch
-        self._draw()
+        self.draw(epoch=0)
 
-    def _draw(self):
-        """Draw the order and the shifts of the epoch."""
-        rng = np.random.default_rng((self.seed, self.epoch))
+    def draw(self, epoch):
+        """Draw the order and the shifts of an epoch, to be called where it begins."""
+        rng = np.random.default_rng((self.seed, epoch))
         order = rng.permutation(len(self.x)).astype("int32")
         self.order = np.resize(order, len(self) * self.batch_size)
         self.shifts = np.stack(
@@ -185,11 +183,6 @@ class TrainingBatches(keras.utils.PyDataset):
         if any(self.reach):
             x = shift_images(x, self.shifts[span], self.xp)
         return (x, y), (y, x)
-
-    def on_epoch_end(self):
-        """Go on to the next epoch."""
-        self.epoch += 1
-        self._draw()
 
 
 class ValidationBatches(keras.utils.PyDataset):

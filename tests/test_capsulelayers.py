@@ -1,0 +1,384 @@
+import os
+import shutil
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from conftest import ROOT, layer_gradients
+from keras import ops
+
+import capsulelayers
+from capsulelayers import (
+    CapsuleLayer,
+    Length,
+    Mask,
+    PrimaryCap,
+    SpectralConv2D,
+    Squash,
+    squash,
+)
+
+TENSORFLOW = keras.backend.backend() == "tensorflow"
+
+
+def array(*shape, scale=1.0):
+    return (scale * np.random.normal(size=shape)).astype("float32")
+
+
+def sum_of_squares(x):
+    return ops.sum(ops.square(x))
+
+
+def capsule_layer(W, **kwargs):
+    """A CapsuleLayer with the weight `W`, `(J, I, O, D)`."""
+    layer = CapsuleLayer(W.shape[0], W.shape[2], **kwargs)
+    layer.build((None, W.shape[1], W.shape[3]))
+    layer.set_weights([W])
+    return layer
+
+
+def routed_by_the_book(u, W, routings):
+    """Procedure 1 of the paper in float64; returns v and the last coefficients."""
+    u_hat = np.einsum("bid,jiod->bjio", u.astype("float64"), W.astype("float64"))
+    b = np.zeros(u_hat.shape[:3])
+    for _ in range(routings):
+        c = np.exp(b) / np.exp(b).sum(1, keepdims=True)
+        s = np.einsum("bji,bjio->bjo", c, u_hat)
+        squared = (s**2).sum(-1, keepdims=True)
+        v = s * squared / (1 + squared) / np.sqrt(squared + 1e-7)
+        b = b + np.einsum("bjio,bjo->bji", u_hat, v)
+    return v, c
+
+
+# squash, Length and Mask -------------------------------------------------------------
+
+
+def test_squash_gives_the_recorded_values(recorded):
+    result = ops.convert_to_numpy(squash(recorded["squash_in"]))
+    np.testing.assert_allclose(result, recorded["squash_out"], atol=1e-6)
+
+
+def test_squash_of_known_lengths():
+    vectors = np.array([[3.0, 4.0], [0.6, 0.8], [0.0, 1e-2]], "float32")
+    lengths = np.linalg.norm(ops.convert_to_numpy(squash(vectors)), axis=-1)
+    np.testing.assert_allclose(lengths, [25 / 26, 0.5, 1e-4], rtol=1e-3)
+
+
+def test_squash_works_along_any_axis():
+    vectors = array(3, 5, 4)
+    expected = ops.convert_to_numpy(squash(vectors))
+    turned = ops.convert_to_numpy(squash(vectors.transpose(0, 2, 1), axis=1))
+    np.testing.assert_allclose(turned.transpose(0, 2, 1), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("layer", [Squash(), Length()], ids=["squash", "length"])
+def test_zero_vector_has_finite_value_and_gradient(layer):
+    zero = np.zeros((2, 3, 4), "float32")
+    assert abs(ops.convert_to_numpy(layer(zero))).max() < 1e-3
+    (gradient,) = layer_gradients(layer, zero, ops.sum)
+    np.testing.assert_array_equal(gradient, zero)
+
+
+def test_length_gives_the_recorded_values(recorded):
+    result = ops.convert_to_numpy(Length()(recorded["squash_in"]))
+    np.testing.assert_allclose(result, recorded["length_out"], atol=1e-6)
+
+
+def test_mask_gives_the_recorded_values(recorded):
+    x, y = recorded["squash_in"], recorded["mask_y"]
+    np.testing.assert_array_equal(
+        ops.convert_to_numpy(Mask()(x)), recorded["mask_auto_out"]
+    )
+    np.testing.assert_array_equal(
+        ops.convert_to_numpy(Mask()([x, y])), recorded["mask_y_out"]
+    )
+
+
+def test_mask_keeps_the_first_capsule_at_a_tie():
+    capsules = np.array([[[0, 1], [3, 4], [4, 3], [5, 0]]], "float32")
+    masked = ops.convert_to_numpy(Mask()(capsules)).reshape(4, 2)
+    np.testing.assert_array_equal(masked, [[0, 0], [3, 4], [0, 0], [0, 0]])
+
+
+def test_mask_multiplies_by_labels_that_are_not_one_hot():
+    capsules, weights = array(2, 3, 4), array(2, 3)
+    masked = ops.convert_to_numpy(Mask()([capsules, weights]))
+    expected = (capsules * weights[:, :, None]).reshape(2, 12)
+    np.testing.assert_allclose(masked, expected, rtol=1e-6)
+
+
+# CapsuleLayer ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("routings", [1, 2, 3, 5])
+@pytest.mark.parametrize("block_bytes", [2**26, 1000], ids=["whole", "blocks"])
+def test_routing_gives_the_recorded_outputs_and_gradients(
+    recorded, routings, block_bytes, monkeypatch
+):
+    monkeypatch.setattr(capsulelayers, "_BLOCK_BYTES", block_bytes)
+    layer = capsule_layer(recorded["caps_W"], routings=routings)
+    u = recorded["caps_in"]
+    result = ops.convert_to_numpy(layer(u))
+    np.testing.assert_allclose(result, recorded[f"caps_out_r{routings}"], atol=1e-5)
+    for gradient, name in zip(layer_gradients(layer, u, sum_of_squares), "uW"):
+        expected = recorded[f"caps_grad_{name}_r{routings}"]
+        np.testing.assert_allclose(gradient, expected, atol=1e-5)
+
+
+def test_routing_ignores_the_order_of_input_capsules():
+    u, W = array(2, 9, 4), array(3, 9, 5, 4)
+    order = np.random.permutation(9)
+    result = capsule_layer(W)(u)
+    shuffled = capsule_layer(W[:, order])(u[:, order])
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(shuffled), ops.convert_to_numpy(result), atol=1e-5
+    )
+
+
+def test_routing_treats_each_example_alone():
+    layer = capsule_layer(array(3, 9, 5, 4))
+    u = array(6, 9, 4)
+    together = ops.convert_to_numpy(layer(u))
+    for n in (1, 4):
+        alone = ops.convert_to_numpy(layer(u[:n]))
+        assert alone.shape == (n, 3, 5)
+        np.testing.assert_allclose(alone, together[:n], atol=1e-6)
+
+
+def test_agreement_wins():
+    """Of two outputs, the one whose predictions agree gets longer by routing."""
+    u = np.ones((1, 8, 1), "float32")
+    W = np.ones((2, 8, 1, 1), "float32") * 0.5
+    W[1, 4:] = -0.4  # half of the second capsule's predictions point the other way
+    lengths = [
+        np.abs(ops.convert_to_numpy(capsule_layer(W, routings=r)(u))).ravel()
+        for r in (1, 3)
+    ]
+    assert lengths[1][0] > lengths[0][0]
+    assert lengths[0][0] > lengths[0][1]
+
+
+def test_unknown_batch_size_in_the_graph():
+    inputs = keras.Input((9, 4))
+    model = keras.Model(inputs, CapsuleLayer(3, 5)(inputs))
+    assert model.output_shape == (None, 3, 5)
+    assert model.predict(array(7, 9, 4), batch_size=3, verbose=0).shape == (7, 3, 5)
+
+
+def test_without_routing_gradient_the_coefficients_are_constants():
+    u, W = array(2, 9, 4), array(3, 9, 5, 4, scale=0.5)
+    layer = capsule_layer(W, routing_gradient=False)
+    _, c = routed_by_the_book(u, W, 3)
+    du, dW = layer_gradients(layer, u, sum_of_squares)
+
+    def value(u, W):
+        s = np.einsum("bji,bid,jiod->bjo", c, u, W)
+        squared = (s**2).sum(-1, keepdims=True)
+        return ((s * squared / (1 + squared) / np.sqrt(squared + 1e-7)) ** 2).sum()
+
+    step_u, step_W, h = (
+        np.random.normal(size=u.shape),
+        np.random.normal(size=W.shape),
+        1e-5,
+    )
+    slope = value(u + h * step_u, W + h * step_W) - value(
+        u - h * step_u, W - h * step_W
+    )
+    assert (du * step_u).sum() + (dW * step_W).sum() == pytest.approx(
+        slope / (2 * h), rel=1e-3
+    )
+    through_all = layer_gradients(capsule_layer(W), u, sum_of_squares)
+    assert abs(through_all[1] - dW).max() > 1e-3
+
+
+@pytest.mark.skipif(not TENSORFLOW, reason="reads TensorFlow's graph")
+def test_no_array_is_as_large_as_the_prediction_vectors():
+    import tensorflow as tf
+
+    B, J, I, O, D = 200, 20, 300, 16, 8
+    layer = capsule_layer(array(J, I, O, D))
+
+    @tf.function
+    def gradient(u):
+        with tf.GradientTape() as tape:
+            tape.watch(u)
+            value = sum_of_squares(layer(u))
+        return tape.gradient(value, [u, layer.W.value])
+
+    graph = gradient.get_concrete_function(tf.TensorSpec((B, I, D))).graph
+    largest = max(
+        np.prod(output.shape.as_list())
+        for operation in graph.get_operations()
+        for output in operation.outputs
+        if output.shape.is_fully_defined()
+    )
+    assert largest == B * J * I
+
+
+@pytest.mark.parametrize(
+    "sizes", [[10], [50], [8, 3]], ids=["10 classes", "50 classes", "two layers"]
+)
+def test_training_starts_at_once_and_stays_finite(sizes):
+    n_class = sizes[-1]
+    centres = array(n_class, 40, 8, scale=0.3)
+    labels = np.random.randint(n_class, size=400)
+    u = centres[labels] + array(400, 40, 8, scale=0.1)
+    inputs = x = keras.Input((40, 8))
+    for size in sizes:
+        x = CapsuleLayer(size, 8)(x)
+    model = keras.Model(inputs, Length()(x))
+    model.compile(
+        keras.optimizers.Adam(0.01), "mse", jit_compile=False, metrics=["accuracy"]
+    )
+    history = model.fit(
+        u, np.eye(n_class)[labels], batch_size=20, epochs=5, verbose=0
+    ).history
+    assert np.isfinite(history["loss"]).all()
+    assert history["accuracy"][-1] > 0.9
+
+
+@pytest.mark.parametrize(
+    "sizes, named",
+    [((0, 16, 3), "num_capsule"), ((10, -1, 3), "dim_capsule"), ((10, 16, 0), "0")],
+)
+def test_sizes_that_can_not_be_are_refused(sizes, named):
+    with pytest.raises(ValueError, match=named):
+        CapsuleLayer(*sizes)
+
+
+def test_input_that_is_no_batch_of_capsules_is_refused():
+    with pytest.raises(ValueError, match="input_num_capsule"):
+        CapsuleLayer(3, 5)(array(2, 9))
+
+
+# Convolutions ------------------------------------------------------------------------
+
+CONVOLUTIONS = [
+    # height, width, channels, kernel, strides, padding
+    (20, 20, 3, 9, 2, "valid"),  # the primary capsules on MNIST
+    (28, 28, 1, 9, 1, "valid"),
+    (23, 17, 2, 7, 2, "valid"),
+    (12, 15, 2, 5, 3, "valid"),
+    (40, 64, 2, 9, 2, "valid"),  # several tiles
+    (19, 14, 2, (4, 6), (1, 2), "valid"),
+    (16, 13, 2, 5, 2, "same"),
+    (9, 9, 2, 9, 2, "valid"),  # one pixel remains
+    (9, 9, 2, 2, 3, "valid"),  # stride beyond the kernel
+]
+
+
+@pytest.mark.parametrize("form", ["spectral", "patches"])
+@pytest.mark.parametrize("case", CONVOLUTIONS, ids=str)
+def test_every_form_of_convolution_agrees_with_keras(case, form):
+    height, width, channels, kernel, strides, padding = case
+    x = array(3, height, width, channels)
+    options = {
+        "filters": 5,
+        "kernel_size": kernel,
+        "strides": strides,
+        "padding": padding,
+    }
+    reference = keras.layers.Conv2D(**options, bias_initializer="normal")
+    layer = SpectralConv2D(**options, conv=form)
+    expected = ops.convert_to_numpy(reference(x))
+    layer.build(x.shape)
+    layer.set_weights(reference.get_weights())
+    result = ops.convert_to_numpy(layer(x))
+    assert result.shape == expected.shape == layer.compute_output_shape(x.shape)
+    direction = array(*expected.shape)
+
+    def loss(y):
+        return ops.sum(ops.multiply(y, direction))
+
+    pairs = [(result, expected)]
+    pairs += zip(layer_gradients(layer, x, loss), layer_gradients(reference, x, loss))
+    for a, b in pairs:
+        np.testing.assert_allclose(a, b, atol=1e-5 * abs(b).max())
+
+
+def test_the_fourier_domain_is_exact_at_the_size_of_mnist():
+    x = np.maximum(array(4, 20, 20, 256), 0)
+    direct = SpectralConv2D(256, 9, strides=2, conv="direct")
+    spectral = SpectralConv2D(256, 9, strides=2)
+    expected = ops.convert_to_numpy(direct(x))
+    spectral.build(x.shape)
+    spectral.set_weights(direct.get_weights())
+    result = ops.convert_to_numpy(spectral(x))
+    assert spectral.form == ("spectral" if capsulelayers.on_cpu() else "direct")
+    np.testing.assert_allclose(result, expected, atol=1e-5 * abs(expected).max())
+
+
+@pytest.mark.skipif(not capsulelayers.on_cpu(), reason="direct on an accelerator")
+def test_small_kernels_are_not_transformed():
+    layer = SpectralConv2D(16, 3)
+    layer.build((None, 28, 28, 16))
+    assert layer.form == "patches"
+
+
+def test_what_the_other_forms_do_not_cover_is_direct_or_refused():
+    layer = SpectralConv2D(4, 3)
+    layer.build((None, None, None, 2))
+    assert layer.form == "direct"
+    with pytest.raises(ValueError, match="known image size"):
+        SpectralConv2D(4, 3, conv="spectral").build((None, None, None, 2))
+    with pytest.raises(ValueError, match="'fft'"):
+        SpectralConv2D(4, 3, conv="fft")
+
+
+@pytest.mark.parametrize("form", ["direct", "spectral", "patches"])
+def test_primary_capsules_give_the_recorded_values(recorded, form):
+    inputs = keras.Input(recorded["primary_in"].shape[1:])
+    outputs = PrimaryCap(inputs, 8, 4, 9, 2, "valid", conv=form)
+    model = keras.Model(inputs, outputs)
+    model.set_weights([recorded["primary_kernel"], recorded["primary_bias"]])
+    assert [layer.name for layer in model.layers[1:]] == [
+        "primarycap_conv2d",
+        "primarycap_reshape",
+        "primarycap_squash",
+    ]
+    result = model.predict(recorded["primary_in"], verbose=0)
+    np.testing.assert_allclose(result, recorded["primary_out"], atol=1e-5)
+
+
+# The file as a whole -----------------------------------------------------------------
+
+
+def small_model():
+    inputs = keras.Input((14, 14, 1))
+    x = SpectralConv2D(8, 5, activation="relu", conv="spectral")(inputs)
+    x = PrimaryCap(x, 4, 2, 5, 2, "valid")
+    x = CapsuleLayer(3, 6, routings=2, routing_gradient=False)(x)
+    return keras.Model(inputs, [Length()(x), Mask()(x)])
+
+
+def test_a_saved_model_loads_in_safe_mode(tmp_path):
+    model, x = small_model(), array(2, 14, 14, 1)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras", safe_mode=True)
+    for a, b in zip(model.predict(x, verbose=0), loaded.predict(x, verbose=0)):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    for before, after in zip(model.layers, loaded.layers):
+        assert before.get_config() == after.get_config()
+
+
+def test_layers_tell_their_output_shapes():
+    assert Mask().compute_output_shape((None, 3, 4)) == (None, 12)
+    assert Mask().compute_output_shape([(None, 3, 4), (None, 3)]) == (None, 12)
+    assert Length().compute_output_shape((7, 3, 4)) == (7, 3)
+    assert CapsuleLayer(5, 6).compute_output_shape((None, 9, 4)) == (None, 5, 6)
+
+
+def test_the_file_works_when_copied_alone(tmp_path):
+    shutil.copy(os.path.join(ROOT, "capsulelayers.py"), tmp_path)
+    program = "import numpy; from capsulelayers import CapsuleLayer as C; "
+    program += "print(C(3, 5)(numpy.ones((2, 9, 4), 'float32')).shape)"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert "2, 3, 5" in done.stdout, done.stderr

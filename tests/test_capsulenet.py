@@ -1,0 +1,459 @@
+import argparse
+import csv
+import gzip
+import os
+import types
+
+import h5py
+import keras
+import numpy as np
+import pytest
+from keras import ops
+from PIL import Image
+
+import capsulenet
+from capsulenet import (
+    CapsNet,
+    MarginLoss,
+    load_weights,
+    manipulate_latent,
+    margin_loss,
+    save_weights,
+    test,
+    train,
+)
+
+test.__test__ = False  # the library's function, not a test
+
+SMALL = {
+    "filters": 8,
+    "kernel_size": 5,
+    "n_channels": 2,
+    "dim_primary": 4,
+    "dim_capsule": 6,
+    "routings": 2,
+}
+
+
+def small_capsnet(**changes):
+    return CapsNet((12, 12, 1), 3, **{**SMALL, **changes})
+
+
+def small_data(n=50, n_test=23):
+    """Bars in three directions, which a small network tells apart quickly."""
+    y = np.arange(n + n_test) % 3
+    x = np.random.random((len(y), 12, 12, 1)).astype("float32") * 0.3
+    x[y == 0, 5:7] = 1
+    x[y == 1, :, 5:7] = 1
+    x[y == 2, 4:8, 4:8] = 1
+    y = np.eye(3, dtype="float32")[y]
+    return (x[:n], y[:n]), (x[n:], y[n:])
+
+
+def options(save_dir, **changes):
+    """The options that the scripts of CapsNet-Keras set, and no others."""
+    return argparse.Namespace(
+        **{
+            "epochs": 1,
+            "batch_size": 10,
+            "lr": 0.005,
+            "lr_decay": 0.5,
+            "lam_recon": 0.392,
+            "shift_fraction": 0.1,
+            "debug": False,
+            "save_dir": str(save_dir),
+            "digit": 1,
+            **changes,
+        }
+    )
+
+
+def read_log(save_dir):
+    with open(os.path.join(save_dir, "log.csv")) as file:
+        return [
+            {name: float(value) for name, value in row.items()}
+            for row in csv.DictReader(file)
+        ]
+
+
+def assert_same_weights(a, b):
+    for x, y in zip(a.get_weights(), b.get_weights(), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+# The model ---------------------------------------------------------------------------
+
+
+def test_the_model_on_mnist_is_the_paper_s():
+    model, evaluation, manipulation = CapsNet((28, 28, 1), 10, 3, batch_size=100)
+    assert model.count_params() == 8_215_568
+    shapes = {
+        layer.name: [tuple(weight.shape) for weight in layer.weights]
+        for layer in model.layers
+        if layer.weights
+    }
+    assert shapes == {
+        "conv1": [(9, 9, 1, 256), (256,)],
+        "primarycap_conv2d": [(9, 9, 256, 256), (256,)],
+        "digitcaps": [(10, 1152, 16, 8)],
+        "decoder": [
+            *[(160, 512), (512,), (512, 1024), (1024,)],
+            *[(1024, 784), (784,)],
+        ],
+    }
+    assert model.get_layer("decoder").layers[-1].name == "out_recon"
+    assert model.output_shape == [(None, 10), (None, 28, 28, 1)]
+    assert evaluation.output_shape == model.output_shape
+    assert manipulation.output_shape == (None, 28, 28, 1)
+    assert_same_weights(model, evaluation)
+    assert_same_weights(model, manipulation)
+
+
+def test_the_three_models_agree():
+    model, evaluation, manipulation = small_capsnet()
+    (x, _), _ = small_data(5)
+    lengths, by_longest = evaluation.predict(x, verbose=0)
+    longest = np.eye(3, dtype="float32")[lengths.argmax(1)]
+    lengths_again, by_label = model.predict([x, longest], verbose=0)
+    np.testing.assert_allclose(lengths_again, lengths, atol=1e-6)
+    np.testing.assert_allclose(by_label, by_longest, atol=1e-6)
+    silent = manipulation.predict([x, longest, np.zeros((5, 3, 6))], verbose=0)
+    np.testing.assert_allclose(silent, by_label, atol=1e-6)
+    noisy = manipulation.predict([x, longest, np.ones((5, 3, 6))], verbose=0)
+    assert abs(noisy - silent).max() > 1e-3
+
+
+@pytest.mark.parametrize("conv", ["direct", "spectral", "patches"])
+def test_the_form_of_the_convolutions_does_not_change_the_model(conv):
+    (x, _), _ = small_data(5)
+    automatic = small_capsnet()[1]
+    other = small_capsnet(conv=conv)[1]
+    other.set_weights(automatic.get_weights())
+    for a, b in zip(automatic.predict(x, verbose=0), other.predict(x, verbose=0)):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_images_too_small_are_refused_with_the_smallest_size():
+    with pytest.raises(ValueError, match="16 x 28 pixels .* at least 17 x 17"):
+        CapsNet((16, 28, 1), 10, 3)
+    with pytest.raises(ValueError, match="routings .* not 0"):
+        small_capsnet(routings=0)
+
+
+def test_half_precision_keeps_outputs_and_weights_in_float32():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        model = small_capsnet()[0]
+    finally:
+        keras.config.set_dtype_policy("float32")
+    exact = small_capsnet()[0]
+    exact.set_weights(model.get_weights())
+    (x, y), _ = small_data(6)
+    for a, b in zip(model.predict([x, y], verbose=0), exact.predict([x, y], verbose=0)):
+        assert a.dtype == "float32"
+        np.testing.assert_allclose(a, b, atol=0.05)
+        assert abs(a - b).max() > 0
+    assert {weight.dtype for weight in model.weights} == {"float32"}
+    assert {keras.ops.dtype(model.get_layer("conv1")(x))} == {"bfloat16"}
+
+
+# The loss ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("which", ["", "_multi"])
+def test_margin_loss_gives_the_recorded_values(recorded, which):
+    y_true, y_pred = recorded[f"margin_true{which}"], recorded["margin_pred"]
+    expected = recorded[f"margin_loss{which}"]
+    assert float(margin_loss(y_true, y_pred)) == pytest.approx(expected, abs=1e-6)
+    assert float(MarginLoss()(y_true, y_pred)) == pytest.approx(expected, abs=1e-6)
+
+
+def test_margin_loss_of_known_lengths():
+    y_true = np.array([[1, 0, 0]], "float32")
+    assert float(margin_loss(y_true, [[0.9, 0.1, 0.0]])) == 0
+    assert float(margin_loss(y_true, [[0.4, 0.3, 0.1]])) == pytest.approx(0.25 + 0.02)
+
+
+# Training ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A small network trained for six epochs, its models, data and save directory."""
+    keras.utils.set_random_seed(0)
+    save_dir = tmp_path_factory.mktemp("trained")
+    trio, data = small_capsnet(), small_data(200)
+    returned = train(trio[0], data, options(save_dir, epochs=6, lr_decay=0.9, seed=1))
+    assert returned is trio[0]
+    return types.SimpleNamespace(trio=trio, data=data, save_dir=str(save_dir))
+
+
+def test_training_leaves_its_files(trained):
+    expected = {"log.csv", "log.png", "trained_model.h5", "best.weights.h5"}
+    found = set(os.listdir(trained.save_dir))
+    assert expected <= found
+    tensorboard = os.path.join(trained.save_dir, "tensorboard-logs")
+    assert not os.path.exists(tensorboard) or any(os.walk(tensorboard))
+    assert not [name for name in found if name.endswith(".tmp")]
+
+
+def test_the_log_has_one_row_an_epoch(trained):
+    log = read_log(trained.save_dir)
+    assert [row["epoch"] for row in log] == list(range(6))
+    assert set(log[0]) == {
+        "epoch",
+        "learning_rate",
+        "seconds",
+        *(
+            prefix + name
+            for prefix in ("", "val_")
+            for name in ("loss", "capsnet_loss", "decoder_loss", "capsnet_accuracy")
+        ),
+    }
+    rates = [row["learning_rate"] for row in log]
+    np.testing.assert_allclose(rates, [0.005 * 0.9**n for n in range(6)], rtol=1e-5)
+    for row in log:
+        total = row["val_capsnet_loss"] + 0.392 * row["val_decoder_loss"]
+        assert row["val_loss"] == pytest.approx(total, rel=1e-4)
+        assert row["seconds"] > 0
+
+
+def test_training_learns(trained):
+    log = read_log(trained.save_dir)
+    assert log[-1]["val_loss"] < log[0]["val_loss"]
+    assert log[-1]["val_capsnet_accuracy"] > 0.8
+
+
+def test_validation_figures_are_exact_with_a_smaller_last_batch(trained):
+    x, y = trained.data[1]  # 23 images, batches of 10
+    lengths, recon = trained.trio[0].predict([x, y], verbose=0)
+    last = read_log(trained.save_dir)[-1]
+    assert last["val_capsnet_loss"] == pytest.approx(
+        float(margin_loss(y, lengths)), rel=1e-4
+    )
+    assert last["val_decoder_loss"] == pytest.approx(
+        np.mean((recon - x) ** 2), rel=1e-4
+    )
+    accuracy = np.mean(lengths.argmax(1) == y.argmax(1))
+    assert last["val_capsnet_accuracy"] == pytest.approx(accuracy, rel=1e-5)
+
+
+def test_the_weights_written_are_the_trained_ones(trained):
+    model = small_capsnet()[2]
+    load_weights(model, os.path.join(trained.save_dir, "trained_model.h5"))
+    assert_same_weights(model, trained.trio[0])
+    load_weights(model, os.path.join(trained.save_dir, "best.weights.h5"))
+
+
+def test_a_seed_makes_training_repeatable(tmp_path):
+    logs = []
+    for name, seed in (("a", 5), ("b", 5), ("c", 6)):
+        keras.utils.set_random_seed(0)
+        args = options(tmp_path / name, seed=seed, epochs=2)
+        train(small_capsnet()[0], small_data(), args)
+        logs.append([{**row, "seconds": 0} for row in read_log(tmp_path / name)])
+    for a, b in zip(logs[0], logs[1]):
+        assert a == pytest.approx(b, rel=1e-5)
+    assert logs[0][1]["loss"] != pytest.approx(logs[2][1]["loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "option, value, message",
+    [
+        ("epochs", -1, "--epochs -1"),
+        ("batch_size", 0, "--batch_size 0"),
+        ("lr", -0.1, "--lr -0.1"),
+        ("lr", float("nan"), "--lr nan"),
+        ("shift_fraction", 1.5, "--shift_fraction 1.5"),
+        ("lam_recon", -1, "--lam_recon -1"),
+    ],
+)
+def test_options_that_can_not_be_are_refused(tmp_path, option, value, message):
+    args = options(tmp_path / "new", **{option: value})
+    with pytest.raises(ValueError, match=message):
+        train(small_capsnet()[0], small_data(), args)
+    assert not os.path.exists(tmp_path / "new")
+
+
+def test_a_save_directory_that_can_not_be_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="can't be written"):
+        train(small_capsnet()[0], small_data(), options(tmp_path / "file" / "dir"))
+
+
+# Test and manipulation ---------------------------------------------------------------
+
+
+def test_test_counts_and_draws(trained, tmp_path, capsys):
+    x, y = trained.data[1]
+    accuracy = test(trained.trio[1], (x, y), options(tmp_path))
+    lengths, recon = trained.trio[1].predict(x, verbose=0)
+    assert accuracy == pytest.approx(np.mean(lengths.argmax(1) == y.argmax(1)))
+    printed = capsys.readouterr().out
+    assert f"Test acc: {accuracy:.4f}\n" in printed
+    assert f"Test error: {100 - 100 * accuracy:.2f}%" in printed
+    with Image.open(tmp_path / "real_and_recon.png") as picture:
+        pixels = np.asarray(picture)
+    assert pixels.shape == (2 * 12, 23 * 12)
+    np.testing.assert_array_equal(pixels[:12, :12], np.round(x[0, :, :, 0] * 255))
+    expected = np.round(recon[1, :, :, 0] * 255)
+    np.testing.assert_allclose(pixels[12:, 12:24], expected, atol=1)
+
+
+def test_manipulation_changes_one_dimension_a_row(trained, tmp_path):
+    manipulate_latent(trained.trio[2], trained.data[1], options(tmp_path, seed=0))
+    with Image.open(tmp_path / "manipulate-1.png") as picture:
+        pixels = np.asarray(picture).astype(int)
+    assert pixels.shape == (6 * 12, 11 * 12)
+    tiles = pixels.reshape(6, 12, 11, 12).transpose(0, 2, 1, 3)
+    for row in tiles:  # nothing is added in the middle column
+        np.testing.assert_allclose(row[5], tiles[0, 5], atol=1)
+    assert (tiles[:, 0] != tiles[:, 10]).any()
+
+
+@pytest.mark.parametrize("digit", [3, -1])
+def test_a_digit_that_is_no_class_is_refused(trained, tmp_path, digit):
+    args = options(tmp_path, digit=digit, dataset="other.npz")
+    with pytest.raises(ValueError, match=f"--digit {digit}: the classes are 0 to 2"):
+        manipulate_latent(trained.trio[2], trained.data[1], args)
+
+
+# Weights -----------------------------------------------------------------------------
+
+
+def changed(model):
+    """The model with weights that no initializer gives."""
+    model.set_weights([np.random.normal(size=w.shape) for w in model.get_weights()])
+    return model
+
+
+@pytest.mark.parametrize("saver", [0, 1, 2])
+@pytest.mark.parametrize("name", ["a.h5", "a.weights.h5", "a.keras", "keras2.h5"])
+def test_every_format_loads_into_all_three_models(tmp_path, saver, name):
+    model = changed(small_capsnet()[saver])
+    path = str(tmp_path / name)
+    if name == "a.h5":
+        save_weights(model, path)
+    elif name == "a.weights.h5":
+        model.save_weights(path)
+    elif name == "a.keras":
+        model.save(path)
+    else:
+        write_keras_2_model(model, path)
+    trio = small_capsnet()
+    load_weights(trio[(saver + 1) % 3], path)
+    for other in trio:
+        assert_same_weights(other, model)
+
+
+def write_keras_2_model(model, path):
+    """A whole model as Keras 2 writes it: all layers, the weights one group deeper."""
+    with h5py.File(path, "w") as file:
+        file.attrs["model_config"] = "{}"
+        root = file.create_group("model_weights")
+        root.attrs["layer_names"] = [layer.name.encode() for layer in model.layers]
+        for layer in model.layers:
+            group = root.create_group(layer.name)
+            names = [f"{layer.name}/{n}/kernel:0" for n in range(len(layer.weights))]
+            group.attrs["weight_names"] = [name.encode() for name in names]
+            for key, value in zip(names, layer.get_weights()):
+                group[key] = value
+
+
+def test_files_that_keras_2_wrote(recorded_by_keras_2):
+    path, x, lengths, reconstructions = recorded_by_keras_2
+    trio = CapsNet((12, 12, 1), 3, **SMALL)
+    load_weights(trio[0], path)
+    result = trio[1].predict(x, verbose=0)
+    np.testing.assert_allclose(result[0], lengths, atol=1e-4)
+    np.testing.assert_allclose(result[1], reconstructions, atol=1e-4)
+
+
+@pytest.fixture(params=["weights", "model"])
+def recorded_by_keras_2(request, tmp_path):
+    """Written by the layers of CapsNet-Keras under Keras 2 (tf-keras), and packed."""
+    here = os.path.join(os.path.dirname(__file__), "keras2")
+    path = str(tmp_path / "keras2.h5")
+    with (
+        gzip.open(os.path.join(here, f"{request.param}.h5.gz")) as packed,
+        open(path, "wb") as file,
+    ):
+        file.write(packed.read())
+    with np.load(os.path.join(here, "predictions.npz")) as file:
+        predictions = file["x"], file["lengths"], file["reconstructions"]
+    return path, *predictions
+
+
+def test_keras_itself_reads_our_file(tmp_path):
+    model = changed(small_capsnet()[0])
+    save_weights(model, str(tmp_path / "a.h5"))
+    other = small_capsnet()[0]
+    other.load_weights(tmp_path / "a.h5")
+    assert_same_weights(other, model)
+
+
+def test_weights_of_another_shape_name_the_layer_and_both_shapes(tmp_path):
+    path = str(tmp_path / "a.h5")
+    save_weights(small_capsnet()[0], path)
+    model = changed(small_capsnet(dim_capsule=7)[0])
+    before = model.get_weights()
+    with pytest.raises(
+        ValueError, match=r"'digitcaps'.*\(3, 8, 6, 4\).*\(3, 8, 7, 4\)"
+    ):
+        load_weights(model, path)
+    for a, b in zip(model.get_weights(), before):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("name", ["a.h5", "a.weights.h5", "a.keras"])
+@pytest.mark.parametrize("harm", ["empty", "truncated", "foreign"])
+def test_damaged_and_foreign_files_are_refused(tmp_path, name, harm):
+    path = str(tmp_path / name)
+    model = small_capsnet()[0]
+    if harm == "foreign":
+        inputs = keras.Input((4,))
+        other = keras.Model(inputs, keras.layers.Dense(3, name="other")(inputs))
+        other.save(path) if name == "a.keras" else None
+        other.save_weights(path) if name == "a.weights.h5" else None
+        save_weights(other, path) if name == "a.h5" else None
+    else:
+        model.save(path) if name == "a.keras" else save_weights(model, path)
+        with open(path, "r+b") as file:
+            file.truncate(0 if harm == "empty" else os.path.getsize(path) // 2)
+    with pytest.raises(ValueError, match=name) as caught:
+        load_weights(model, path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_an_os_error(tmp_path):
+    with pytest.raises(OSError, match="nowhere.h5"):
+        load_weights(small_capsnet()[0], str(tmp_path / "nowhere.h5"))
+
+
+def test_a_failed_save_leaves_the_file_that_was_there(tmp_path, monkeypatch):
+    path = str(tmp_path / "a.h5")
+    model = small_capsnet()[0]
+    save_weights(model, path)
+    with open(path, "rb") as file:
+        before = file.read()
+
+    def fail(*args):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(h5py.Group, "__setitem__", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_weights(model, path)
+    with open(path, "rb") as file:
+        assert file.read() == before
+    assert os.listdir(tmp_path) == ["a.h5"]
+
+
+def test_lengths_are_probabilities():
+    (x, _), _ = small_data(8)
+    lengths = ops.convert_to_numpy(small_capsnet()[1](x)[0])
+    assert ((lengths >= 0) & (lengths < 1)).all()
+
+
+def test_describe_names_the_forms():
+    line = capsulenet.describe(small_capsnet(conv="patches")[0])
+    assert "conv1 patches, primarycap_conv2d patches" in line

@@ -1,0 +1,172 @@
+"""The command line as a user runs it: processes, files and exit codes."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+import capsulenet
+
+BACKENDS = [n for n in ("tensorflow", "jax", "torch") if importlib.util.find_spec(n)]
+
+
+def run(*args, cwd, backend=None):
+    """Run `python capsulenet.py` and return the finished process."""
+    return subprocess.run(
+        [sys.executable, os.path.join(ROOT, "capsulenet.py"), *map(str, args)],
+        cwd=cwd,
+        env={**os.environ, "KERAS_BACKEND": backend or keras.backend.backend()},
+        stdin=subprocess.DEVNULL,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory):
+    """A little of MNIST, three classes cut to 20 x 20 pixels, as an .npz file."""
+    (x_train, y_train), (x_test, y_test) = capsulenet.load_mnist()
+    arrays = {}
+    for split, x, y, n in (
+        ("train", x_train, y_train, 90),
+        ("test", x_test, y_test, 53),
+    ):
+        few = np.flatnonzero(y.argmax(1) < 3)[:n]
+        arrays[f"x_{split}"] = (x[few, 4:24, 4:24, 0] * 255).astype("uint8")
+        arrays[f"y_{split}"] = y[few].argmax(1)
+    path = tmp_path_factory.mktemp("data") / "digits.npz"
+    np.savez(path, **arrays)
+    return str(path)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_train_then_test(tmp_path, digits, backend):
+    common = ["--dataset", digits, "--save-dir", "out", "--seed", 3]
+    done = run(
+        *common,
+        *("--epochs", 2, "--batch-size=20", "--routings", 2, "--debug"),
+        cwd=tmp_path,
+        backend=backend,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "val_capsnet_accuracy" in done.stdout
+    out = tmp_path / "out"
+    log = (out / "log.csv").read_text().splitlines()
+    assert len(log) == 3 and "val_capsnet_accuracy" in log[0]
+    if importlib.util.find_spec("tensorflow"):
+        events = (out / "tensorboard-logs").rglob("events*")
+        assert any(b"conv1" in file.read_bytes() for file in events)
+
+    weights = os.path.join("out", "trained_model.h5")
+    done = run(*common, "-t", "-w", weights, "-r2", "--digit", 2, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    accuracy = float(done.stdout.split("Test acc: ")[1].split()[0])
+    assert accuracy == pytest.approx(float(log[2].split(",")[7]), abs=1e-4)
+    with Image.open(out / "real_and_recon.png") as picture:
+        assert picture.size == (10 * 20, 10 * 20)
+    with Image.open(out / "manipulate-2.png") as picture:
+        assert picture.size == (11 * 20, 16 * 20)
+
+
+def test_testing_without_weights_says_so_and_goes_on(tmp_path, digits):
+    done = run("-t", "--dataset", digits, "--digit", 1, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "random weights" in done.stdout and "Test acc:" in done.stdout
+    assert sorted(os.listdir(tmp_path / "result")) == [
+        "manipulate-1.png",
+        "real_and_recon.png",
+    ]
+
+
+def test_an_error_is_one_line_and_no_traceback(tmp_path):
+    done = run("--routings", 0, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].endswith("--routings 0: must be at least 1")
+    assert "Traceback" not in done.stderr
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.fixture
+def foreign(tmp_path):
+    (tmp_path / "foreign.h5").write_bytes(b"not HDF5")
+    capsulenet.save_weights(
+        capsulenet.CapsNet((28, 28, 1), 10, 3, dim_capsule=8)[0],
+        str(tmp_path / "eight.h5"),
+    )
+    whole = (tmp_path / "eight.h5").read_bytes()
+    (tmp_path / "truncated.h5").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "file").write_text("")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        ("--routings 0", "--routings 0: must be at least 1"),
+        ("--digit 11", "--digit 11: MNIST has classes 0 to 9"),
+        ("--batch_size 0", "--batch_size 0: must be at least 1"),
+        ("--batch-size 0", "--batch_size 0: must be at least 1"),
+        ("--epochs -1", "--epochs -1: must be at least 0"),
+        ("--epochs many", "invalid int value: 'many'"),
+        (
+            "--shift_fraction 1.5",
+            "--shift_fraction 1.5: must be at least 0 and below 1",
+        ),
+        ("--lr -0.1", "--lr -0.1: must be at least 0"),
+        ("--no_such_flag", "--no_such_flag"),
+        ("--save_dir file/dir", "--save_dir file/dir: can't be written"),
+        ("--dataset nowhere.npz", "nowhere.npz: No such file"),
+        ("-t -w nowhere.h5", "nowhere.h5: No such file"),
+        ("-t -w .", "Is a directory"),
+        ("-t -w foreign.h5", "foreign.h5: not a readable weights file"),
+        ("-t -w truncated.h5", "truncated.h5: not a readable weights file"),
+        ("-t -w eight.h5", "'digitcaps' has shapes [(10, 1152, 8, 8)]"),
+    ],
+)
+def test_bad_input_is_one_clear_line(args, message, foreign, monkeypatch, capsys):
+    monkeypatch.chdir(foreign)
+    with pytest.raises(SystemExit) as caught:
+        capsulenet.main(args.split())
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    left = set(os.listdir(foreign)) - {"result"}
+    assert left == {"foreign.h5", "eight.h5", "truncated.h5", "file"}
+    assert not os.path.exists("result") or os.listdir("result") == []
+
+
+def test_damaged_mnist_is_one_clear_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "mnist.npz").write_bytes(b"damaged")
+    load = capsulenet.load_mnist
+    monkeypatch.setattr(capsulenet, "load_mnist", lambda: load(tmp_path / "mnist.npz"))
+    with pytest.raises(SystemExit) as caught:
+        capsulenet.main(["--save_dir", str(tmp_path / "out")])
+    assert caught.value.code == 2
+    assert "mnist.npz: damaged" in capsys.readouterr().err
+
+
+def test_defaults_are_those_of_capsnet_keras():
+    defaults = vars(capsulenet.build_parser().parse_args([]))
+    expected = {
+        "epochs": 50,
+        "batch_size": 100,
+        "lr": 0.001,
+        "lr_decay": 0.9,
+        "lam_recon": 0.392,
+        "routings": 3,
+        "shift_fraction": 0.1,
+        "debug": False,
+        "save_dir": "./result",
+        "testing": False,
+        "digit": 5,
+        "weights": None,
+    }
+    assert expected.items() <= defaults.items()

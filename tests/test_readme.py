@@ -1,0 +1,39 @@
+import os
+import re
+import subprocess
+import sys
+
+from conftest import ROOT
+
+import capsulenet
+
+with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as file:
+    README = file.read()
+
+
+def test_the_example_runs():
+    example = re.search(r"<!-- example -->\n```python\n(.*?)```", README, re.DOTALL)[1]
+    assert sum(bool(line) for line in example.splitlines()) <= 10
+    done = subprocess.run(
+        [sys.executable, "-c", example],
+        cwd=ROOT,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_flag_and_its_default_are_documented():
+    table = dict(
+        re.findall(r"^\| (?:`-\w`, )?`(--\w+)` \| ([^|]*) \|", README, re.MULTILINE)
+    )
+    words = {None: ("none", "drawn"), False: ("off",), True: ("off",)}
+    actions = {
+        action.option_strings[-1]: action.default
+        for action in capsulenet.build_parser()._actions
+        if action.dest != "help"
+    }
+    assert table.keys() == actions.keys()
+    for flag, default in actions.items():
+        assert table[flag].strip("`") in words.get(default, (str(default),)), flag

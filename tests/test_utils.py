@@ -1,0 +1,58 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from utils import combine_images, plot_log
+
+
+@pytest.mark.parametrize(
+    "name, sizes",
+    [
+        ("combine_out", {}),
+        ("combine_h2_out", {"height": 2}),
+        ("combine_w3_out", {"width": 3}),
+    ],
+)
+def test_combine_images_gives_the_recorded_grids(recorded, name, sizes):
+    grid = combine_images(recorded["combine_in"], **sizes)
+    np.testing.assert_array_equal(grid, recorded[name])
+    assert grid.dtype == recorded[name].dtype
+
+
+def test_colour_images_keep_their_channels():
+    images = np.random.default_rng(0).random((5, 2, 3, 3))
+    grid = combine_images(images, width=2)
+    assert grid.shape == (6, 6, 3)
+    np.testing.assert_array_equal(grid[2:4, 3:6], images[3])
+    assert not grid[4:, 3:].any()
+
+
+def test_a_grid_that_is_too_small_is_refused():
+    with pytest.raises(ValueError, match="7 images do not fit into a 2 x 3"):
+        combine_images(np.zeros((7, 2, 2, 1)), height=2, width=3)
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_plot_log_labels_every_curve_and_saves_beside_the_log(
+    tmp_path, epochs, monkeypatch
+):
+    log = tmp_path / "log.csv"
+    columns = "epoch,capsnet_accuracy,decoder_loss,loss,seconds,val_loss"
+    rows = [f"{n},0.5,0.2,0.4,9,0.3" for n in range(epochs)]
+    log.write_text("\n".join([columns, *rows]))
+    labels = []
+    save = "matplotlib.figure.Figure.savefig"
+
+    def record(figure, *args, **kwargs):
+        for axes in figure.axes:
+            labels.append([text.get_text() for text in axes.get_legend().get_texts()])
+        original(figure, *args, **kwargs)
+
+    from matplotlib.figure import Figure
+
+    original = Figure.savefig
+    monkeypatch.setattr(save, record)
+    plot_log(str(log))
+    assert labels == [["decoder_loss", "loss", "val_loss"], ["capsnet_accuracy"]]
+    with Image.open(tmp_path / "log.png") as picture:
+        assert min(picture.size) >= 500
