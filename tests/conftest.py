@@ -28,31 +28,41 @@ def recorded():
 
 def layer_gradients(layer, inputs, loss):
     """The gradients of `loss(layer(inputs))` by the inputs and the layer's weights."""
+    return output_and_gradients(layer, inputs, loss)[1]
+
+
+def output_and_gradients(layer, inputs, loss):
+    """`layer(inputs)`, and the gradients of the loss of that."""
     backend = keras.backend.backend()
     if not layer.built:
         layer.build(inputs.shape)
+    weights = [weight.value for weight in layer.trainable_variables]
     if backend == "tensorflow":
         import tensorflow as tf
 
         x = tf.constant(inputs)
-        sources = [x, *[weight.value for weight in layer.trainable_variables]]
         with tf.GradientTape() as tape:
             tape.watch(x)
-            value = loss(layer(x))
-        gradients = tape.gradient(value, sources)
+            output = layer(x)
+            value = loss(output)
+        gradients = tape.gradient(value, [x, *weights])
     elif backend == "jax":
         import jax
 
         def value_of(x, weights):
-            return loss(layer.stateless_call(weights, [], x)[0])
+            output = layer.stateless_call(weights, [], x)[0]
+            return loss(output), output
 
-        weights = [weight.value for weight in layer.trainable_variables]
-        dx, dweights = jax.grad(value_of, argnums=(0, 1))(inputs, weights)
+        differentiate = jax.jit(jax.grad(value_of, argnums=(0, 1), has_aux=True))
+        (dx, dweights), output = differentiate(inputs, weights)
         gradients = [dx, *dweights]
     else:
         import torch
 
         x = torch.tensor(inputs, requires_grad=True)
-        sources = [x, *[weight.value for weight in layer.trainable_variables]]
-        gradients = torch.autograd.grad(loss(layer(x)), sources)
-    return [keras.ops.convert_to_numpy(g) for g in gradients]
+        output = layer(x)
+        gradients = torch.autograd.grad(loss(output), [x, *weights])
+    return (
+        keras.ops.convert_to_numpy(output),
+        [keras.ops.convert_to_numpy(gradient) for gradient in gradients],
+    )
