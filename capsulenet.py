@@ -400,7 +400,8 @@ def _callbacks(args, batches):
         )
     else:
         print(
-            "TensorBoard logs are not written: they need the packages tensorflow and tensorboard"
+            "TensorBoard logs are not written: they need the packages tensorflow and "
+            "tensorboard"
         )
     return used
 
@@ -674,8 +675,9 @@ def keep_freed_memory():
     """Tell glibc's allocator to keep the large arrays that a step frees.
 
     Without this each step gets its arrays from the kernel anew, which clears them page
-    by page: a quarter of a step's time with JAX or PyTorch on a CPU. TensorFlow has
-    settings of its own. Does nothing on systems without glibc.
+    by page: on two CPU cores 0.97 s a step instead of 0.73 with JAX, 1.02 instead of
+    0.85 with PyTorch. TensorFlow has settings of its own. Does nothing on an
+    accelerator and on systems without glibc.
     """
     if keras.backend.backend() == "tensorflow" or not on_cpu():
         return

@@ -66,7 +66,7 @@ def plot_log(filename, show=True):
                 axes.plot(
                     data["epoch"] + 1, data[column], style, marker=marker, label=column
                 )
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axes.set_xlabel("epoch")
         axes.set_ylabel("loss" if kind == "loss" else "accuracy")
         axes.grid(alpha=0.3)

@@ -467,7 +467,7 @@ def describe_machine():
     lines = [
         f"Date: {datetime.date.today()}",
         f"Processor: {processor}, {os.cpu_count()} cores",
-        f"System: {platform.system()} {platform.release()}",
+        f"System: {platform.system()}",
         f"Python: {platform.python_version()}",
     ]
     for package in ("keras", "tensorflow", "jax", "torch", "numpy"):

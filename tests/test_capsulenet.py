@@ -22,6 +22,7 @@ from capsulenet import (
     test,
     train,
 )
+from datasets import TrainingBatches
 
 test.__test__ = False  # the library's function, not a test
 
@@ -255,6 +256,23 @@ def test_a_seed_makes_training_repeatable(tmp_path):
     for a, b in zip(logs[0], logs[1]):
         assert a == pytest.approx(b, rel=1e-5)
     assert logs[0][1]["loss"] != pytest.approx(logs[2][1]["loss"], rel=1e-4)
+
+
+def test_every_epoch_is_trained_on_its_own_order(tmp_path, monkeypatch):
+    calls = set()
+    original = TrainingBatches.__getitem__
+
+    def record(batches, index):
+        calls.add((batches.order.tobytes(), index))
+        return original(batches, index)
+
+    monkeypatch.setattr(TrainingBatches, "__getitem__", record)
+    data = small_data()
+    train(small_capsnet()[0], data, options(tmp_path, seed=7, epochs=3))
+    expected = TrainingBatches(*data[0], 10, seed=7, shift_fraction=0.1)
+    for epoch in range(3):
+        expected.draw(epoch)
+        assert {(expected.order.tobytes(), index) for index in range(5)} <= calls
 
 
 @pytest.mark.parametrize(
