@@ -31,7 +31,7 @@ _TYPICAL_BATCH = 100
 
 _BLOCK_BYTES = 2**26
 """Routing works on so many input capsules at a time that one array of B x J x I
-numbers stays below this."""
+numbers stays below this, for a batch of the typical size where it is not known."""
 
 _LARGEST_TILE = 16
 """Rows and columns of output that one transform computes, at most: the matrices of
@@ -123,11 +123,9 @@ class Mask(keras.layers.Layer):
         else:
             capsules = inputs
             mask = ops.one_hot(
-                ops.argmax(_squared_length(capsules), axis=-1),
-                capsules.shape[1],
-                dtype=capsules.dtype,
+                ops.argmax(_squared_length(capsules), axis=-1), capsules.shape[1]
             )
-        masked = capsules * ops.expand_dims(mask, -1)
+        masked = capsules * ops.expand_dims(ops.cast(mask, capsules.dtype), -1)
         return ops.reshape(masked, (-1, capsules.shape[1] * capsules.shape[2]))
 
     def compute_output_shape(self, input_shape):
@@ -140,18 +138,18 @@ class Mask(keras.layers.Layer):
 def _evaluation_points(n):
     """Return `n` points of the real line and the complex plane, as two lists.
 
-    The n-th roots of unity would make the discrete Fourier transform. Of six points or
-    more, four are 0, infinity and +-0.7 and the others the (n-4)-th roots of unity: a
+    The n-th roots of unity would make the discrete Fourier transform. Of seven points
+    or more, four are 0, infinity and +-0.7 and the others the (n-4)-th roots of unity: a
     real point costs one product where a pair of conjugates costs three. The error of
     the whole stays that of the Fourier transform, 6e-7 of the largest output.
 
     Returns:
         The real points, and one of each pair of conjugate complex points.
     """
-    roots = n if n < 6 else n - 4
+    roots = n if n < 7 else n - 4
     real = [1.0, -1.0] if roots % 2 == 0 else [1.0]
     angles = 2 * np.pi * np.arange(1, (roots + 1) // 2) / roots
-    return real + ([] if n < 6 else [0.0, np.inf, 0.7, -0.7]), list(np.exp(1j * angles))
+    return real + ([] if n < 7 else [0.0, np.inf, 0.7, -0.7]), list(np.exp(1j * angles))
 
 
 def _evaluations(n, kernel_size, output_size):
@@ -303,10 +301,10 @@ class SpectralConv2D(keras.layers.Conv2D):
         conv: `"direct"` is the convolution of the backend; `"spectral"` the Fourier
             domain; `"patches"` one matrix product with the unfolded image. `"auto"`,
             the default, takes the direct form on an accelerator and for what the
-            others do not cover (half precision, dilation, groups, channels first,
-            unknown image size); on a CPU it takes the spectral form or patches,
-            whichever needs fewer multiplications. The attribute `form` tells the choice
-            once the layer is built.
+            others do not cover (dilation, groups, channels first, unknown image size);
+            on a CPU it takes the spectral form or patches, whichever needs fewer
+            multiplications. Both compute in float32. The attribute `form` tells the
+            choice once the layer is built.
         **kwargs: the other arguments of `keras.layers.Conv2D`.
 
     Raises:
@@ -320,6 +318,7 @@ class SpectralConv2D(keras.layers.Conv2D):
             raise ValueError(f"conv must be one of {CONV_FORMS}, not {conv!r}")
         self.conv = conv
         self.form = None
+        self._on_cpu = on_cpu()  # here, since `build` may run while a graph is traced
 
     def build(self, input_shape):
         """Make the weights and choose the form for `input_shape`, `(B, H, W, C)`."""
@@ -327,7 +326,7 @@ class SpectralConv2D(keras.layers.Conv2D):
         self.form = self._choose_form(input_shape)
         if self.form == "direct" and max(self.strides) > 1:
             # XLA on a CPU takes 20 times as long for the gradient of this.
-            self.supports_jit = not on_cpu()
+            self.supports_jit = not self._on_cpu
 
     def _choose_form(self, input_shape):
         covered = (
@@ -343,7 +342,7 @@ class SpectralConv2D(keras.layers.Conv2D):
             )
         if self.conv != "auto":
             return self.conv
-        if not covered or self.compute_dtype != "float32" or not on_cpu():
+        if not covered or not self._on_cpu:
             return "direct"
         output_size = self.compute_output_shape(input_shape)[1:3]
         multiplications = math.prod(output_size) * math.prod(self.kernel.shape)
@@ -364,10 +363,9 @@ class SpectralConv2D(keras.layers.Conv2D):
         """Convolve `inputs` `(B, H, W, C)` in the chosen form."""
         if self.form == "direct":
             return super().convolution_op(inputs, kernel)
-        inputs = self._padded(inputs)
-        if self.form == "spectral":
-            return self._spectral(inputs, kernel)
-        return self._unfolded(inputs, kernel)
+        inputs, kernel = self._padded(_float32(inputs)), _float32(kernel)
+        form = self._spectral if self.form == "spectral" else self._unfolded
+        return ops.cast(form(inputs, kernel), self.compute_dtype)
 
     def _padded(self, inputs):
         """Pad as TensorFlow's "same" does, so that a "valid" convolution remains."""

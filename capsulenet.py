@@ -282,7 +282,7 @@ def _read_keras_2(root):
 def _read_keras_3(root):
     """Groups `vars` hold the weights by number; the outermost tells the layer's name."""
     weights = {}
-    for group in root.values():
+    for key, group in root.items():
         arrays = []
 
         def collect(_, node, arrays=arrays):
@@ -290,7 +290,7 @@ def _read_keras_3(root):
                 arrays.append(node[()])
 
         group.visititems(collect)
-        weights[group["vars"].attrs["name"]] = arrays
+        weights[group["vars"].attrs.get("name", key)] = arrays
     return weights
 
 
@@ -352,8 +352,7 @@ def train(model, data, args):
     weights = os.path.join(args.save_dir, "trained_model.h5")
     save_weights(model, weights)
     print(f"Trained model saved to {weights}")
-    if args.epochs:
-        plot_log(os.path.join(args.save_dir, "log.csv"), show=True)
+    plot_log(os.path.join(args.save_dir, "log.csv"), show=True)
     return model
 
 
@@ -454,6 +453,7 @@ def test(model, data, args):
         The accuracy, a float in [0, 1].
     """
     args = _with_defaults(args)
+    _make_save_dir(args.save_dir)
     x_test, y_test = data
     print("-" * 30 + "Begin: test" + "-" * 30)
     y_pred, x_recon = _predict(model, [x_test])
@@ -493,6 +493,7 @@ def manipulate_latent(model, data, args):
     args = _with_defaults(args)
     x_test, y_test = data
     check_options(args, n_class=y_test.shape[1])
+    _make_save_dir(args.save_dir)
     print("-" * 30 + "Begin: manipulate" + "-" * 30)
     candidates = np.flatnonzero(np.argmax(y_test, 1) == args.digit)
     if not len(candidates):
@@ -605,7 +606,7 @@ def check_options(args, n_class=None):
         n_class: int, optional. The number of classes that `digit` is checked against.
     """
     rules = [
-        ("epochs", args.epochs >= 0, "at least 0"),
+        ("epochs", args.epochs >= 1, "at least 1"),
         ("batch_size", args.batch_size >= 1, "at least 1"),
         ("lr", 0 <= args.lr < math.inf, "at least 0"),
         ("lr_decay", 0 < args.lr_decay < math.inf, "above 0"),
@@ -615,10 +616,8 @@ def check_options(args, n_class=None):
         ("seed", args.seed is None or 0 <= args.seed < 2**32, "0 to 2**32 - 1"),
     ]
     if n_class is not None:
-        named = "MNIST has classes" if args.dataset == "mnist" else "the classes are"
-        rules.append(
-            ("digit", 0 <= args.digit < n_class, f"{named} 0 to {n_class - 1}")
-        )
+        rule = f"the classes are 0 to {n_class - 1}"
+        rules.append(("digit", 0 <= args.digit < n_class, rule))
     for name, holds, rule in rules:
         if not holds:
             must = rule if name == "digit" else f"must be {rule}"
@@ -646,15 +645,14 @@ def _make_save_dir(path):
 def _prepare(args):
     """Check everything the user gave, then return the trio and the data."""
     check_options(args)
-    _make_save_dir(args.save_dir)
     if args.dataset == "mnist":
         data = load_mnist()
     else:
         data = datasets.load_npz(args.dataset)
     (x_train, y_train), _ = data
-    # Other data sets may lack the default digit, which training makes no use of.
-    if args.testing or args.dataset == "mnist":
-        check_options(args, n_class=y_train.shape[1])
+    if args.dataset != "mnist" and args.digit == build_parser().get_default("digit"):
+        args.digit = min(args.digit, y_train.shape[1] - 1)
+    check_options(args, n_class=y_train.shape[1])
     args.seed = _draw_seed() if args.seed is None else args.seed
     keras.utils.set_random_seed(args.seed)
     if args.precision == "bfloat16":
@@ -668,6 +666,7 @@ def _prepare(args):
     )
     if args.weights is not None:
         load_weights(trio[0], args.weights)
+    _make_save_dir(args.save_dir)
     return trio, data
 
 
@@ -699,21 +698,21 @@ def main(argv=None):
     keep_freed_memory()
     try:
         (train_model, eval_model, manipulate_model), data = _prepare(args)
+        print(args)
+        train_model.summary()
+        if args.testing:
+            if args.weights is None:
+                print("No weights are given (-w): the test is of random weights.")
+            test(eval_model, data[1], args)
+            manipulate_latent(manipulate_model, data[1], args)
     except OSError as error:
         parser.error(
             f"{error.filename}: {error.strerror}" if error.filename else str(error)
         )
     except ValueError as error:
         parser.error(str(error))
-    print(args)
-    train_model.summary()
     if not args.testing:
         train(train_model, data, args)
-        return
-    if args.weights is None:
-        print("No weights are given (-w): the test is of random weights.")
-    manipulate_latent(manipulate_model, data[1], args)
-    test(eval_model, data[1], args)
 
 
 if __name__ == "__main__":

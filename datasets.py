@@ -3,7 +3,6 @@
 import hashlib
 import math
 import os
-import zipfile
 
 import keras
 import numpy as np
@@ -40,8 +39,9 @@ def load_npz(path):
     """Load a data set from a `.npz` file.
 
     The file holds `x_train`, `y_train`, `x_test` and `y_test`: images of shape
-    `(n, height, width)` or `(n, height, width, channels)`, uint8 or floats in [0, 1],
-    and integer labels from 0 on of shape `(n,)`.
+    `(n, height, width)` or `(n, height, width, channels)`, unsigned integers, signed
+    ones from 0 to 255 or floats in [0, 1], and integer labels from 0 on of shape
+    `(n,)`.
 
     Args:
         path: str. The file.
@@ -57,11 +57,15 @@ def load_npz(path):
     try:
         with np.load(path, allow_pickle=False) as file:
             x_train, y_train, x_test, y_test = (file[name] for name in _ARRAYS)
-    except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except OSError:
+        raise
+    except Exception as error:  # whatever a damaged file makes the reader raise
         raise ValueError(f"{path}: not a data set: {error}") from error
     n_class = 1 + max(_check_labels(path, y).max() for y in (y_train, y_test))
     if n_class < 2:
         raise ValueError(f"{path}: there is one class only")
+    if n_class > len(y_train) + len(y_test):
+        raise ValueError(f"{path}: label {n_class - 1} exceeds the number of images")
     splits = []
     for split, x, y in (("train", x_train, y_train), ("test", x_test, y_test)):
         x = _to_float(path, x)
@@ -87,15 +91,20 @@ def _check_labels(path, y):
 
 
 def _to_float(path, x):
-    if x.ndim not in (3, 4) or x.dtype.kind not in "uf":
+    if x.ndim not in (3, 4) or x.dtype.kind not in "iuf":
         raise ValueError(
-            f"{path}: images must be (n, height, width[, channels]) uint8 or float, "
+            f"{path}: images must be (n, height, width[, channels]) integer or float, "
             f"not {x.dtype} {x.shape}"
         )
     x = x if x.ndim == 4 else x[..., np.newaxis]
-    if x.dtype.kind == "u":
+    if x.dtype.kind in "iu":
+        full = np.iinfo(x.dtype).max if x.dtype.kind == "u" else 255
+        if x.min() < 0 or x.max() > full:
+            raise ValueError(
+                f"{path}: images of type {x.dtype} must lie in 0 to {full}"
+            )
         scaled = x.astype("float32")
-        scaled /= np.iinfo(x.dtype).max  # in place: this is the largest array there is
+        scaled /= full  # in place: this is the largest array there is
         return scaled
     if not (x.min() >= 0 and x.max() <= 1):  # written so that NaN fails
         raise ValueError(f"{path}: images of type float must lie in [0, 1]")
@@ -143,7 +152,7 @@ class TrainingBatches(keras.utils.PyDataset):
     Args:
         x: array of shape `(n, height, width, channels)`.
         y: array of shape `(n, n_class)`.
-        batch_size: int.
+        batch_size: int. At most all images make a batch.
         shift_fraction: float in [0, 1). Images move by at most this fraction of their
             side in each direction, rounded down to whole pixels. Defaults to 0.
         seed: int. Defaults to 0.
@@ -153,10 +162,9 @@ class TrainingBatches(keras.utils.PyDataset):
     def __init__(self, x, y, batch_size, shift_fraction=0.0, seed=0, on_device=False):
         super().__init__()
         self.xp = keras.ops if on_device else np
-        if on_device:
-            x, y = keras.ops.convert_to_tensor(x), keras.ops.convert_to_tensor(y)
-        self.x, self.y = x, y
-        self.batch_size = batch_size
+        self.placed = keras.ops.convert_to_tensor if on_device else np.asarray
+        self.x, self.y = self.placed(x), self.placed(y)
+        self.batch_size = min(batch_size, len(x))
         # The small surplus keeps 0.29 * 100 from becoming 28 pixels.
         self.reach = [int(side * shift_fraction + 1e-6) for side in x.shape[1:3]]
         self.seed = seed
@@ -178,10 +186,11 @@ class TrainingBatches(keras.utils.PyDataset):
     def __getitem__(self, index):
         """Return batch `index` of the epoch."""
         span = slice(index * self.batch_size, (index + 1) * self.batch_size)
-        x = self.xp.take(self.x, self.order[span], axis=0)
-        y = self.xp.take(self.y, self.order[span], axis=0)
+        order = self.placed(self.order[span])
+        x = self.xp.take(self.x, order, axis=0)
+        y = self.xp.take(self.y, order, axis=0)
         if any(self.reach):
-            x = shift_images(x, self.shifts[span], self.xp)
+            x = shift_images(x, self.placed(self.shifts[span]), self.xp)
         return (x, y), (y, x)
 
 

@@ -102,8 +102,9 @@ def test_mask_keeps_the_first_capsule_at_a_tie():
     np.testing.assert_array_equal(masked, [[0, 0], [3, 4], [0, 0], [0, 0]])
 
 
-def test_mask_multiplies_by_labels_that_are_not_one_hot():
-    capsules, weights = array(2, 3, 4), array(2, 3)
+@pytest.mark.parametrize("dtype", ["float32", "int32"])
+def test_mask_multiplies_by_labels_that_are_not_one_hot(dtype):
+    capsules, weights = array(2, 3, 4), array(2, 3, scale=3).astype(dtype)
     masked = ops.convert_to_numpy(Mask()([capsules, weights]))
     expected = (capsules * weights[:, :, None]).reshape(2, 12)
     np.testing.assert_allclose(masked, expected, rtol=1e-6)
@@ -262,6 +263,7 @@ CONVOLUTIONS = [
     (19, 14, 2, (4, 6), (1, 2), "valid"),
     (16, 13, 2, 5, 2, "same"),
     (9, 9, 2, 9, 2, "valid"),  # one pixel remains
+    (10, 10, 2, 5, 1, "valid"),  # six points a side: roots of unity alone
     (9, 9, 2, 2, 3, "valid"),  # stride beyond the kernel
 ]
 
@@ -301,6 +303,14 @@ def test_small_kernels_are_not_transformed():
     layer = SpectralConv2D(16, 3)
     layer.build((None, 28, 28, 16))
     assert layer.form == "patches"
+
+
+@pytest.mark.skipif(not capsulelayers.on_cpu(), reason="direct on an accelerator")
+def test_the_form_is_chosen_as_well_where_the_model_is_built_late():
+    model = keras.Sequential([SpectralConv2D(64, 9, strides=2)])
+    model.compile("sgd", "mse")
+    model.fit(array(2, 20, 20, 64), array(2, 6, 6, 64), verbose=0)
+    assert model.layers[0].form == "spectral"
 
 
 def test_what_the_other_forms_do_not_cover_is_direct_or_refused():

@@ -331,7 +331,7 @@ def test_manipulation_changes_one_dimension_a_row(trained, tmp_path):
 
 @pytest.mark.parametrize("digit", [3, -1])
 def test_a_digit_that_is_no_class_is_refused(trained, tmp_path, digit):
-    args = options(tmp_path, digit=digit, dataset="other.npz")
+    args = options(tmp_path, digit=digit)
     with pytest.raises(ValueError, match=f"--digit {digit}: the classes are 0 to 2"):
         manipulate_latent(trained.trio[2], trained.data[1], args)
 

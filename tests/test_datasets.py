@@ -89,6 +89,8 @@ def test_npz_is_scaled_and_one_hot(tmp_path):
         ({"x_train": np.full((6, 4, 4), np.nan)}, r"lie in \[0, 1\]"),
         ({"x_train": np.full((6, 4, 4), 200.0)}, r"lie in \[0, 1\]"),
         ({"x_train": np.zeros((6, 16), "uint8")}, "images must be"),
+        ({"x_train": np.full((6, 4, 4), 256)}, "must lie in 0 to 255"),
+        ({"y_train": np.full(6, 10**9)}, "exceeds the number of images"),
         ({"x_test": np.zeros((3, 5, 4), "uint8")}, "different shapes"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -99,6 +101,9 @@ def test_npz_that_is_no_data_set_is_refused(tmp_path, changes, message):
 
 
 def test_a_file_that_is_no_npz_is_refused(tmp_path):
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    with pytest.raises(ValueError, match="array.npy: not a data set"):
+        load_npz(tmp_path / "array.npy")
     (tmp_path / "a.npz").write_bytes(b"hello")
     with pytest.raises(ValueError, match="a.npz: not a data set"):
         load_npz(tmp_path / "a.npz")
@@ -140,7 +145,7 @@ def test_an_epoch_shows_every_image_in_batches_of_one_size(n, batch_size):
     batches = TrainingBatches(numbered(n), one_hot(n), batch_size)
     seen = [numbers(batches, index) for index in range(len(batches))]
     assert len(batches) == -(-n // batch_size)
-    assert {len(batch) for batch in seen} == {batch_size}
+    assert {len(batch) for batch in seen} == {min(batch_size, n)}
     assert sorted(np.ravel(seen)[:n]) == list(range(n))
 
 

@@ -24,6 +24,14 @@ def test_the_example_runs():
     assert done.returncode == 0, done.stderr
 
 
+def test_every_file_that_it_shows_is_there():
+    links = re.findall(r"\]\(([^)]*)\)", README)
+    local = [link for link in links if not link.startswith("http")]
+    assert len(local) >= 3
+    for link in local:
+        assert os.path.exists(os.path.join(ROOT, link)), link
+
+
 def test_every_flag_and_its_default_are_documented():
     table = dict(
         re.findall(r"^\| (?:`-\w`, )?`(--\w+)` \| ([^|]*) \|", README, re.MULTILINE)
