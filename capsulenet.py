@@ -23,7 +23,6 @@ import h5py
 import keras
 import numpy as np
 from keras import callbacks, layers, ops
-from PIL import Image
 
 import datasets
 from capsulelayers import (
@@ -36,7 +35,7 @@ from capsulelayers import (
     on_cpu,
 )
 from datasets import load_mnist
-from utils import combine_images, plot_log
+from utils import combine_images, plot_log, save_image
 
 MANIPULATIONS = np.linspace(-0.25, 0.25, 11)
 """What `manipulate_latent` adds to a dimension (Sabour et al. 2017, figure 4)."""
@@ -468,7 +467,7 @@ def test(model, data, args):
         width=10 if shown == 50 else shown,
     )
     path = os.path.join(args.save_dir, "real_and_recon.png")
-    _save_image(image, path)
+    save_image(image, path)
     print(f"Reconstructed images are saved to {path}")
     print("-" * 30 + "End: test" + "-" * 30)
     return accuracy
@@ -509,13 +508,9 @@ def manipulate_latent(model, data, args):
     y = np.repeat(y_test[chosen : chosen + 1], len(noise), axis=0)
     x_recons = _predict(model, [x, y, noise])
     path = os.path.join(args.save_dir, f"manipulate-{args.digit}.png")
-    _save_image(combine_images(x_recons, height=dim), path)
+    save_image(combine_images(x_recons, height=dim), path)
     print(f"Manipulated images are saved to {path}")
     print("-" * 30 + "End: manipulate" + "-" * 30)
-
-
-def _save_image(image, path):
-    Image.fromarray(np.round(image * 255).astype("uint8")).save(path)
 
 
 # Command line ------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from PIL import Image
 
 
 def combine_images(generated_images, height=None, width=None):
@@ -78,6 +79,23 @@ def plot_log(filename, show=True):
         plt.show(block=False)
 
 
+def save_image(image, path):
+    """Save an image, and show it as `plot_log` shows its picture.
+
+    Args:
+        image: array `(rows, columns)` or `(rows, columns, channels)`, in [0, 1].
+        path: str. The file to write; its ending tells the format.
+    """
+    pixels = np.round(image * 255).astype("uint8")
+    Image.fromarray(pixels).save(path)
+    if _can_show():
+        plt.figure(os.path.basename(path))
+        plt.imshow(pixels, cmap="gray")
+        plt.axis("off")
+        plt.show(block=False)
+
+
 def _can_show():
+    """Whether a person is at a prompt, before a screen."""
     interactive = hasattr(sys, "ps1") or matplotlib.is_interactive()
     return interactive and plt.get_backend().lower() != "agg"

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utils import combine_images, plot_log
+import utils
+from utils import combine_images, plot_log, save_image
 
 
 @pytest.mark.parametrize(
@@ -56,3 +57,20 @@ def test_plot_log_labels_every_curve_and_saves_beside_the_log(
     assert labels == [["decoder_loss", "loss", "val_loss"], ["capsnet_accuracy"]]
     with Image.open(tmp_path / "log.png") as picture:
         assert min(picture.size) >= 500
+
+
+@pytest.mark.parametrize("interactive", [False, True])
+def test_windows_open_for_a_person_alone_and_never_block(
+    tmp_path, interactive, monkeypatch
+):
+    shown = []
+    monkeypatch.setattr(utils, "_can_show", lambda: interactive)
+    monkeypatch.setattr(utils.plt, "show", lambda block: shown.append(block))
+    (tmp_path / "log.csv").write_text("epoch,loss\n0,0.4")
+    plot_log(str(tmp_path / "log.csv"))
+    save_image(np.full((4, 6), 0.2), str(tmp_path / "image.png"))
+    utils.plt.close("all")
+    assert shown == ([False, False] if interactive else [])
+    with Image.open(tmp_path / "image.png") as picture:
+        assert picture.size == (6, 4) and np.unique(picture) == [51]
+    assert (tmp_path / "log.png").exists()
