@@ -1,6 +1,7 @@
 """What several test files need."""
 
 import os
+import subprocess
 import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -24,6 +25,19 @@ def recorded():
     path = os.path.join(ROOT, "tests", "capsnet_keras_layers.npz")
     with np.load(path) as file:
         return dict(file)
+
+
+def run_python(program, cwd):
+    """Run a program in a fresh process and return what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=cwd,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def layer_gradients(layer, inputs, loss):

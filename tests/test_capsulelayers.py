@@ -1,12 +1,10 @@
 import os
 import shutil
-import subprocess
-import sys
 
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT, layer_gradients, output_and_gradients
+from conftest import ROOT, layer_gradients, output_and_gradients, run_python
 from keras import ops
 
 import capsulelayers
@@ -370,11 +368,4 @@ def test_the_file_works_when_copied_alone(tmp_path):
     shutil.copy(os.path.join(ROOT, "capsulelayers.py"), tmp_path)
     program = "import numpy; from capsulelayers import CapsuleLayer as C; "
     program += "print(C(3, 5)(numpy.ones((2, 9, 4), 'float32')).shape)"
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=tmp_path,
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    assert "2, 3, 5" in done.stdout, done.stderr
+    assert "2, 3, 5" in run_python(program, tmp_path)

@@ -1,9 +1,7 @@
 import os
 import re
-import subprocess
-import sys
 
-from conftest import ROOT
+from conftest import ROOT, run_python
 
 import capsulenet
 
@@ -14,14 +12,7 @@ with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as file:
 def test_the_example_runs():
     example = re.search(r"<!-- example -->\n```python\n(.*?)```", README, re.DOTALL)[1]
     assert sum(bool(line) for line in example.splitlines()) <= 10
-    done = subprocess.run(
-        [sys.executable, "-c", example],
-        cwd=ROOT,
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    run_python(example, ROOT)
 
 
 def test_every_file_that_it_shows_is_there():
