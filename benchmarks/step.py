@@ -238,8 +238,8 @@ def work(name, batch_size):
     import capsulenet
     import datasets
 
-    if name != TEXTBOOK and hasattr(capsulenet, "keep_freed_memory"):
-        capsulenet.keep_freed_memory()
+    if name != TEXTBOOK:
+        capsulenet.set_allocator()
     keras.utils.set_random_seed(0)
     args = capsulenet.build_parser().parse_args([])
     args.batch_size = batch_size

@@ -125,6 +125,23 @@ def test_routing_gives_the_recorded_outputs_and_gradients(
         np.testing.assert_allclose(gradient, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("routing_gradient", [True, False])
+def test_routing_in_blocks_trains_as_without(monkeypatch, routing_gradient):
+    u, target = array(6, 10, 4), array(6, 3, 5)
+    W = array(3, 10, 5, 4, scale=0.3)
+    trained = []
+    for block_bytes in (2**26, 300):  # one block, and four with two capsules to spare
+        monkeypatch.setattr(capsulelayers, "_BLOCK_BYTES", block_bytes)
+        layer = CapsuleLayer(3, 5, routing_gradient=routing_gradient)
+        model = keras.Sequential([keras.Input((10, 4)), layer])
+        layer.set_weights([W])
+        model.compile(keras.optimizers.SGD(1.0), "mse")
+        model.fit(u, target, epochs=3, batch_size=6, verbose=0)
+        trained.append(layer.get_weights()[0])
+    assert abs(trained[0] - W).max() > 1e-3
+    np.testing.assert_allclose(*trained, atol=1e-6)
+
+
 def test_routing_ignores_the_order_of_input_capsules():
     u, W = array(2, 9, 4), array(3, 9, 5, 4)
     order = np.random.permutation(9)
