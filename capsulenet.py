@@ -11,19 +11,19 @@ References:
 """
 
 import argparse
+import csv
 import ctypes
 import importlib.util
 import math
 import os
 import sys
 import time
-import zipfile
 
-import h5py
 import keras
 import numpy as np
 from keras import callbacks, layers, ops
 
+import checkpoints
 import datasets
 from capsulelayers import (
     CONV_FORMS,
@@ -34,11 +34,14 @@ from capsulelayers import (
     SpectralConv2D,
     on_cpu,
 )
+from checkpoints import load_weights, save_weights
 from datasets import load_mnist
 from utils import combine_images, plot_log, save_image
 
 MANIPULATIONS = np.linspace(-0.25, 0.25, 11)
 """What `manipulate_latent` adds to a dimension (Sabour et al. 2017, figure 4)."""
+
+OPTIMIZERS = {"adam": keras.optimizers.Adam, "lamb": keras.optimizers.Lamb}
 
 
 def CapsNet(
@@ -181,118 +184,6 @@ class MarginLoss(keras.losses.Loss):
         return _margin_losses(y_true, y_pred)
 
 
-# Weights -----------------------------------------------------------------------------
-
-
-def save_weights(model, path):
-    """Write the weights of one of the trio's models to an HDF5 file.
-
-    Keras 3 writes weights only under names that end in `.weights.h5`. This writes the
-    layout of Keras 2 under any name, so that `trained_model.h5` stays what it was:
-    CapsNet-Keras itself can read it, and so can Keras 3's `load_weights`.
-
-    Args:
-        model: a model of the trio.
-        path: str. The file; one that is there is replaced when the new one is whole.
-    """
-    temporary = f"{path}.{os.getpid()}.tmp"
-    try:
-        with h5py.File(temporary, "w") as file:
-            weighted = [layer for layer in model.layers if layer.weights]
-            file.attrs["layer_names"] = [layer.name.encode() for layer in weighted]
-            file.attrs["backend"] = b"tensorflow"
-            file.attrs["keras_version"] = b"2.15.0"  # of the layout; without it Keras
-            for layer in weighted:  # converts the weights as if they were older
-                group = file.create_group(layer.name)
-                names = [f"{weight.path}:0" for weight in layer.weights]
-                group.attrs["weight_names"] = [name.encode() for name in names]
-                for name, value in zip(names, layer.get_weights(), strict=True):
-                    group[name] = value
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
-
-
-def load_weights(model, path):
-    """Load weights into a model of the trio, and so into all three.
-
-    Reads what `save_weights` writes, Keras 3's `.weights.h5` and `.keras` files of this
-    model, and the HDF5 files of CapsNet-Keras under Keras 2 (weights or whole model).
-    Layers are found by their names. Nothing is changed unless everything fits.
-
-    Args:
-        model: a model of the trio.
-        path: str. The file.
-
-    Raises:
-        OSError: if the file can't be read.
-        ValueError: if it is no such file, or its weights are of another model; the
-            message names the layer and both shapes.
-    """
-    stored = _read_weights(path)
-    weighted = [layer for layer in model.layers if layer.weights]
-    for layer in weighted:
-        if layer.name not in stored:
-            raise ValueError(
-                f"{path}: holds no layer {layer.name!r}, but "
-                f"{', '.join(sorted(stored)) or 'none at all'}; not a CapsNet's weights"
-            )
-        shapes = [tuple(weight.shape) for weight in layer.weights]
-        found = [value.shape for value in stored[layer.name]]
-        if shapes != found:
-            raise ValueError(
-                f"{path}: layer {layer.name!r} has shapes {found} in the file and "
-                f"{shapes} in the model"
-            )
-    for layer in weighted:
-        layer.set_weights(stored[layer.name])
-
-
-def _read_weights(path):
-    """Read any of the formats of `load_weights` to a dict of layer name to arrays."""
-    with open(path, "rb"):  # an OSError that names the file
-        pass
-    try:
-        if zipfile.is_zipfile(path):
-            model = keras.saving.load_model(path, compile=False, safe_mode=True)
-            return {layer.name: layer.get_weights() for layer in model.layers}
-        with h5py.File(path, "r") as file:
-            if "layers" in file:
-                return _read_keras_3(file["layers"])
-            return _read_keras_2(file.get("model_weights", file))
-    except Exception as error:  # whatever a damaged file makes the readers raise
-        raise ValueError(
-            f"{path}: not a readable weights file ({str(error).splitlines()[0]})"
-        ) from error
-
-
-def _read_keras_2(root):
-    """Each layer's group lists its weights, in order, as paths below the group."""
-    return {
-        name: [root[name][weight][()] for weight in root[name].attrs["weight_names"]]
-        for name in (
-            name.decode() if isinstance(name, bytes) else name
-            for name in root.attrs["layer_names"]
-        )
-    }
-
-
-def _read_keras_3(root):
-    """Groups `vars` hold the weights by number; the outermost tells the layer's name."""
-    weights = {}
-    for key, group in root.items():
-        arrays = []
-
-        def collect(_, node, arrays=arrays):
-            if isinstance(node, h5py.Dataset):
-                arrays.append(node[()])
-
-        group.visititems(collect)
-        weights[group["vars"].attrs.get("name", key)] = arrays
-    return weights
-
-
 # Training, test and manipulation -----------------------------------------------------
 
 
@@ -328,26 +219,42 @@ def train(model, data, args):
     args = _with_defaults(args)
     check_options(args)
     _make_save_dir(args.save_dir)
-    (x_train, y_train), (x_test, y_test) = data
-    seed = _draw_seed() if args.seed is None else args.seed
-    on_device = not on_cpu() and keras.backend.backend() != "tensorflow"
+    (x_train, y_train), validation_data = data
+    checkpoint = _checkpoint_to_resume(args)
+    if args.seed is None:
+        args.seed = _draw_seed()
+    with_images = len(model.outputs) > 1
     batches = datasets.TrainingBatches(
         x_train,
         y_train,
         args.batch_size,
         args.shift_fraction,
-        seed=seed,
-        on_device=on_device,
+        seed=args.seed,
+        on_device=not on_cpu() and keras.backend.backend() != "tensorflow",
+        with_images=with_images,
     )
     compile_model(model, args, len(batches))
     print(describe(model))
+    begin, end = 0, args.epochs
+    if checkpoint is not None:
+        checkpoints.restore(model, args.save_dir, checkpoint)
+        begin = checkpoint["epochs"]
+        print(f"Resumed after epoch {begin} of {args.epochs}")
+    if args.pause_after:
+        end = min(end, begin + args.pause_after)
     model.fit(
         batches,
-        epochs=args.epochs,
+        initial_epoch=begin,
+        epochs=end,
         shuffle=False,  # the batches bring their own order
-        validation_data=datasets.ValidationBatches(x_test, y_test, args.batch_size),
-        callbacks=_callbacks(args, batches),
+        validation_data=datasets.ValidationBatches(
+            *validation_data, args.batch_size, with_images=with_images
+        ),
+        callbacks=_callbacks(model, args, batches, checkpoint),
     )
+    if end < args.epochs:
+        print(f"Paused after epoch {end} of {args.epochs}; --resume goes on")
+        return model
     weights = os.path.join(args.save_dir, "trained_model.h5")
     save_weights(model, weights)
     print(f"Trained model saved to {weights}")
@@ -355,39 +262,106 @@ def train(model, data, args):
     return model
 
 
+def _run_options(args):
+    """The options that the result of a training depends on."""
+    others = ("save_dir", "debug", "testing", "digit", "weights", "resume")
+    return {
+        name: value
+        for name, value in vars(args).items()
+        if name in vars(_with_defaults(argparse.Namespace()))
+        and name not in (*others, "pause_after")
+    }
+
+
+def _checkpoint_to_resume(args):
+    """Return the checkpoint that `--resume` goes on from, or None to start afresh.
+
+    Where `args.seed` is None it becomes the seed of the checkpoint.
+
+    Raises:
+        ValueError: if the options differ from those of the checkpoint.
+    """
+    if not args.resume:
+        return None
+    checkpoint = checkpoints.last_checkpoint(args.save_dir)
+    if checkpoint is None:
+        print(f"Nothing to resume in {args.save_dir}: starting at epoch 0")
+        return None
+    saved = checkpoint["options"]
+    if args.seed is None:
+        args.seed = saved.get("seed")
+    others = [
+        f"--{name} {value} (there: {saved.get(name)})"
+        for name, value in _run_options(args).items()
+        if value != saved.get(name)
+    ]
+    if others:
+        raise ValueError(
+            f"--resume: the run in {args.save_dir} has other options: "
+            + ", ".join(others)
+        )
+    return checkpoint
+
+
 def compile_model(model, args, steps=1):
     """Compile a training model with the optimizer, the losses and the metric.
 
+    The classes are trained by the margin loss, those of a network without capsules by
+    cross-entropy; the images, if the model gives any, by the squared error.
+
     Args:
-        model: the training model of `CapsNet`.
-        args: namespace; `lr` and `lam_recon` are used, see `train`.
+        model: the training model of `CapsNet`, or a classifier.
+        args: namespace; the options of optimizer, learning rate and loss are used, see
+            `train`.
         steps: int. Steps an epoch. Defaults to 1.
     """
+    learning_rate = args.lr
+    if args.schedule == "cosine":
+        learning_rate = keras.optimizers.schedules.CosineDecay(
+            args.lr, decay_steps=args.epochs * steps
+        )
+    capsules = any(isinstance(layer, CapsuleLayer) for layer in model.layers)
+    losses = [MarginLoss() if capsules else "categorical_crossentropy", "mse"]
+    outputs = len(model.outputs)
     model.compile(
-        optimizer=keras.optimizers.Adam(args.lr),
-        loss=[MarginLoss(), "mse"],
-        loss_weights=[1.0, args.lam_recon],
-        weighted_metrics=[["accuracy"], []],
+        optimizer=OPTIMIZERS[args.optimizer](
+            learning_rate, use_ema=args.ema > 0, ema_momentum=args.ema
+        ),
+        loss=losses[:outputs],
+        loss_weights=[1.0, args.lam_recon][:outputs],
+        weighted_metrics=[["accuracy"], []][:outputs],
         steps_per_execution=_steps_per_execution(steps),
     )
 
 
-def _callbacks(args, batches):
+def _callbacks(model, args, batches, checkpoint):
     """What runs beside the training: schedule, clock, log, checkpoint, TensorBoard."""
+    monitor = "val_capsnet_accuracy" if len(model.outputs) > 1 else "val_accuracy"
+    best = checkpoint and max(
+        float(row[monitor]) for row in csv.DictReader(checkpoint["log"].splitlines())
+    )
     used = [
         callbacks.LambdaCallback(on_epoch_begin=lambda epoch, _: batches.draw(epoch)),
-        callbacks.LearningRateScheduler(lambda epoch: args.lr * args.lr_decay**epoch),
         EpochSeconds(),
-        callbacks.CSVLogger(os.path.join(args.save_dir, "log.csv")),
+        callbacks.CSVLogger(
+            os.path.join(args.save_dir, "log.csv"), append=checkpoint is not None
+        ),
         callbacks.ModelCheckpoint(
             os.path.join(args.save_dir, "best.weights.h5"),
-            monitor="val_capsnet_accuracy",
+            monitor=monitor,
             mode="max",
             save_best_only=True,
             save_weights_only=True,
+            initial_value_threshold=best,
             verbose=1,
         ),
+        checkpoints.Checkpoints(args.save_dir, _run_options(args)),
     ]
+    if args.schedule == "exponential":
+        rate = callbacks.LearningRateScheduler(
+            lambda epoch: args.lr * args.lr_decay**epoch
+        )
+        used.insert(1, rate)
     if all(map(importlib.util.find_spec, ("tensorflow", "tensorboard"))):
         used.append(
             callbacks.TensorBoard(
@@ -426,8 +400,19 @@ def describe(model):
     return f"Backend {keras.backend.backend()}: {', '.join(forms)}"
 
 
-def _predict(model, inputs, batch_size=100):
-    """Run `model.predict` in batches of one size, so that nothing compiles twice."""
+def predict_in_batches(model, inputs, batch_size=500):
+    """Run `model.predict` in batches of one size, so that nothing compiles twice.
+
+    A larger batch costs less an image, since the kernels are transformed once a batch.
+
+    Args:
+        model: a Keras model.
+        inputs: list of its inputs, arrays of equal length.
+        batch_size: int. Defaults to 500.
+
+    Returns:
+        What `model.predict` returns.
+    """
     n = len(inputs[0])
     batch_size = min(batch_size, n)
     indices = np.minimum(np.arange(-(-n // batch_size) * batch_size), n - 1)
@@ -455,7 +440,7 @@ def test(model, data, args):
     _make_save_dir(args.save_dir)
     x_test, y_test = data
     print("-" * 30 + "Begin: test" + "-" * 30)
-    y_pred, x_recon = _predict(model, [x_test])
+    y_pred, x_recon = predict_in_batches(model, [x_test])
     wrong = int(np.sum(np.argmax(y_pred, 1) != np.argmax(y_test, 1)))
     accuracy = 1 - wrong / len(y_test)
     print(f"Test acc: {accuracy:.4f}")
@@ -506,7 +491,7 @@ def manipulate_latent(model, data, args):
     noise = noise.reshape(dim * steps, n_class, dim)
     x = np.repeat(x_test[chosen : chosen + 1], len(noise), axis=0)
     y = np.repeat(y_test[chosen : chosen + 1], len(noise), axis=0)
-    x_recons = _predict(model, [x, y, noise])
+    x_recons = predict_in_batches(model, [x, y, noise])
     path = os.path.join(args.save_dir, f"manipulate-{args.digit}.png")
     save_image(combine_images(x_recons, height=dim), path)
     print(f"Manipulated images are saved to {path}")
@@ -543,7 +528,14 @@ def build_parser():
     add = parser.add_argument
     add("--epochs", default=50, type=int, help="epochs to train")
     add("--batch_size", default=100, type=int, help="images a step")
-    add("--lr", default=0.001, type=float, help="initial learning rate of Adam")
+    add("--optimizer", default="adam", choices=OPTIMIZERS, help="the optimizer")
+    add("--lr", default=0.001, type=float, help="initial learning rate")
+    add(
+        "--schedule",
+        default="exponential",
+        choices=("exponential", "cosine"),
+        help="the learning rate falls by lr_decay each epoch, or as a cosine to zero",
+    )
     add(
         "--lr_decay",
         default=0.9,
@@ -563,11 +555,24 @@ def build_parser():
         type=float,
         help="training images move by up to this fraction of their side",
     )
+    add(
+        "--ema",
+        default=0.0,
+        type=float,
+        help="momentum of the average of the weights that the run ends with; 0 for none",
+    )
     add("--debug", action="store_true", help="weight histograms for TensorBoard")
     add("--save_dir", default="./result", help="directory for everything written")
     add("-t", "--testing", action="store_true", help="test instead of training")
     add("--digit", default=5, type=int, help="class whose capsule -t manipulates")
     add("-w", "--weights", default=None, help="weights to start from or to test")
+    add("--resume", action="store_true", help="go on with the run in save_dir")
+    add(
+        "--pause_after",
+        default=0,
+        type=int,
+        help="stop after so many epochs, for --resume to go on; 0 for never",
+    )
     add(
         "--seed", default=None, type=int, help="makes a run repeatable; drawn if absent"
     )
@@ -608,6 +613,8 @@ def check_options(args, n_class=None):
         ("lam_recon", 0 <= args.lam_recon < math.inf, "at least 0"),
         ("routings", args.routings >= 1, "at least 1"),
         ("shift_fraction", 0 <= args.shift_fraction < 1, "at least 0 and below 1"),
+        ("ema", 0 <= args.ema < 1, "at least 0 and below 1"),
+        ("pause_after", args.pause_after >= 0, "at least 0"),
         ("seed", args.seed is None or 0 <= args.seed < 2**32, "0 to 2**32 - 1"),
     ]
     if n_class is not None:
@@ -648,6 +655,8 @@ def _prepare(args):
     if args.dataset != "mnist" and args.digit == build_parser().get_default("digit"):
         args.digit = min(args.digit, y_train.shape[1] - 1)
     check_options(args, n_class=y_train.shape[1])
+    if not args.testing:
+        _checkpoint_to_resume(args)
     args.seed = _draw_seed() if args.seed is None else args.seed
     keras.utils.set_random_seed(args.seed)
     if args.precision == "bfloat16":
@@ -665,32 +674,36 @@ def _prepare(args):
     return trio, data
 
 
-def keep_freed_memory():
-    """Tell glibc's allocator to keep the large arrays that a step frees.
+def set_allocator():
+    """Set glibc's allocator for large arrays that come and go with each step.
 
-    Without this each step gets its arrays from the kernel anew, which clears them page
-    by page: on two CPU cores 0.97 s a step instead of 0.73 with JAX, 1.02 instead of
-    0.85 with PyTorch. TensorFlow has settings of its own. Does nothing on an
-    accelerator and on systems without glibc.
+    JAX and PyTorch get the arrays of each step from the kernel anew, which clears them
+    page by page: on two CPU cores 0.97 s a step instead of 0.73 with JAX, 1.02 instead
+    of 0.85 with PyTorch. They are told to keep what a step frees. TensorFlow keeps it,
+    but in arenas for each thread that others do not use: fewer of them save 0.07 GB of
+    1.9. Does nothing on an accelerator and on systems without glibc.
     """
-    if keras.backend.backend() == "tensorflow" or not on_cpu():
+    if not on_cpu():
         return
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return
     M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
-    mallopt(M_MMAP_MAX, 0)
-    mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-    mallopt(M_TOP_PAD, 2**26)
-    mallopt(M_ARENA_MAX, 1)
+    if keras.backend.backend() == "tensorflow":
+        mallopt(M_ARENA_MAX, max(1, os.cpu_count() // 2))
+    else:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(M_TOP_PAD, 2**26)
+        mallopt(M_ARENA_MAX, 1)
 
 
 def main(argv=None):
     """Run the command line with the arguments `argv`, by default the program's own."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    keep_freed_memory()
+    set_allocator()
     try:
         (train_model, eval_model, manipulate_model), data = _prepare(args)
         print(args)

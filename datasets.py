@@ -157,10 +157,22 @@ class TrainingBatches(keras.utils.PyDataset):
             side in each direction, rounded down to whole pixels. Defaults to 0.
         seed: int. Defaults to 0.
         on_device: bool. Whether `x` and `y` live on the accelerator. Defaults to False.
+        with_images: bool. False gives `(x, y)`, for a model that takes only images and
+            gives only classes. Defaults to True.
     """
 
-    def __init__(self, x, y, batch_size, shift_fraction=0.0, seed=0, on_device=False):
+    def __init__(
+        self,
+        x,
+        y,
+        batch_size,
+        shift_fraction=0.0,
+        seed=0,
+        on_device=False,
+        with_images=True,
+    ):
         super().__init__()
+        self.with_images = with_images
         self.xp = keras.ops if on_device else np
         self.placed = keras.ops.convert_to_tensor if on_device else np.asarray
         self.x, self.y = self.placed(x), self.placed(y)
@@ -191,7 +203,7 @@ class TrainingBatches(keras.utils.PyDataset):
         y = self.xp.take(self.y, order, axis=0)
         if any(self.reach):
             x = shift_images(x, self.placed(self.shifts[span]), self.xp)
-        return (x, y), (y, x)
+        return ((x, y), (y, x)) if self.with_images else (x, y)
 
 
 class ValidationBatches(keras.utils.PyDataset):
@@ -205,10 +217,12 @@ class ValidationBatches(keras.utils.PyDataset):
         x: array of shape `(n, height, width, channels)`.
         y: array of shape `(n, n_class)`.
         batch_size: int.
+        with_images: bool. See `TrainingBatches`. Defaults to True.
     """
 
-    def __init__(self, x, y, batch_size):
+    def __init__(self, x, y, batch_size, with_images=True):
         super().__init__()
+        self.with_images = with_images
         self.x, self.y = x, y
         self.batch_size = min(batch_size, len(x))
 
@@ -223,4 +237,6 @@ class ValidationBatches(keras.utils.PyDataset):
         real = indices < len(self.x)
         weights = real.astype("float32") * (len(self) * self.batch_size / len(self.x))
         x, y = (a[np.minimum(indices, len(self.x) - 1)] for a in (self.x, self.y))
+        if not self.with_images:
+            return x, y, weights
         return (x, y), (y, x), (weights, weights[:, np.newaxis, np.newaxis])

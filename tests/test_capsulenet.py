@@ -12,6 +12,7 @@ from keras import ops
 from PIL import Image
 
 import capsulenet
+import checkpoints
 from capsulenet import (
     CapsNet,
     MarginLoss,
@@ -273,6 +274,109 @@ def test_every_epoch_is_trained_on_its_own_order(tmp_path, monkeypatch):
     for epoch in range(3):
         expected.draw(epoch)
         assert {(expected.order.tobytes(), index) for index in range(5)} <= calls
+
+
+def without_seconds(log):
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in log]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"schedule": "cosine", "ema": 0.9}, {"optimizer": "lamb"}],
+    ids=["default", "cosine and ema", "lamb"],
+)
+def test_a_run_in_parts_ends_as_one_in_one_piece(tmp_path, changes):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    args = {"epochs": 3, "seed": 7, **changes}
+    data, models = small_data(), [small_capsnet()[0] for _ in range(4)]
+    models[1].set_weights(models[0].get_weights())  # the later ones are restored
+    train(models[0], data, options(whole, **args))
+    for model in models[1:]:
+        train(model, data, options(parts, resume=True, pause_after=1, **args))
+    log, expected = (without_seconds(read_log(path)) for path in (parts, whole))
+    assert [row["epoch"] for row in log] == [0, 1, 2]
+    for row, other in zip(log, expected):
+        assert row == pytest.approx(other, rel=1e-4, abs=1e-5)
+    ends = [small_capsnet()[0] for _ in range(2)]
+    for end, path in zip(ends, (whole, parts)):
+        load_weights(end, str(path / "trained_model.h5"))
+    for a, b in zip(ends[0].get_weights(), ends[1].get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_averaged_weights_are_what_a_run_ends_with(tmp_path):
+    models = [small_capsnet()[0] for _ in range(2)]
+    models[1].set_weights(models[0].get_weights())
+    data = small_data()
+    for model, ema in zip(models, (0.0, 0.9)):
+        train(model, data, options(tmp_path / str(ema), seed=0, epochs=2, ema=ema))
+    logs = [without_seconds(read_log(tmp_path / ema)) for ema in ("0.0", "0.9")]
+    assert logs[0][-1] == pytest.approx(logs[1][-1], rel=1e-3)  # the same steps
+    assert abs(models[0].get_weights()[0] - models[1].get_weights()[0]).max() > 1e-4
+
+
+def test_a_run_is_not_resumed_with_other_options(tmp_path):
+    train(small_capsnet()[0], small_data(), options(tmp_path, seed=0))
+    with pytest.raises(ValueError, match=r"--lr 0.1 \(there: 0.005\)"):
+        train(small_capsnet()[0], small_data(), options(tmp_path, lr=0.1, resume=True))
+
+
+def test_resuming_nothing_says_so_and_starts(tmp_path, capsys):
+    train(small_capsnet()[0], small_data(), options(tmp_path, resume=True))
+    assert "Nothing to resume" in capsys.readouterr().out
+    assert len(read_log(tmp_path)) == 1
+
+
+def test_resuming_a_finished_run_trains_no_more(tmp_path):
+    train(small_capsnet()[0], small_data(), options(tmp_path, seed=0))
+    model = small_capsnet()[0]
+    train(model, small_data(), options(tmp_path, resume=True))
+    assert len(read_log(tmp_path)) == 1
+    ended = small_capsnet()[0]
+    load_weights(ended, str(tmp_path / "trained_model.h5"))
+    assert_same_weights(model, ended)
+
+
+@pytest.mark.parametrize("harm", ["flipped", "truncated", "missing", "no record"])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, harm, capsys):
+    train(small_capsnet()[0], small_data(), options(tmp_path, seed=0, epochs=3))
+    last = tmp_path / "checkpoint-0003.weights.h5"
+    record = tmp_path / "checkpoint-0003.json"
+    if harm == "flipped":
+        content = bytearray(last.read_bytes())
+        content[len(content) // 2] ^= 1
+        last.write_bytes(content)
+    elif harm == "truncated":
+        last.write_bytes(last.read_bytes()[:1000])
+    elif harm == "missing":
+        last.unlink()
+    else:
+        record.write_text("{")
+    assert checkpoints.last_checkpoint(tmp_path)["epochs"] == 2
+    assert "checkpoint-0003" in capsys.readouterr().out
+    train(
+        small_capsnet()[0],
+        small_data(),
+        options(tmp_path, seed=0, epochs=3, resume=True),
+    )
+    assert [row["epoch"] for row in read_log(tmp_path)] == [0, 1, 2]
+    assert checkpoints.last_checkpoint(tmp_path)["epochs"] == 3
+
+
+def test_the_last_two_checkpoints_are_kept(trained):
+    names = [n for n in os.listdir(trained.save_dir) if n.startswith("checkpoint")]
+    assert sorted(names) == [
+        *("checkpoint-0005.json", "checkpoint-0005.weights.h5"),
+        *("checkpoint-0006.json", "checkpoint-0006.weights.h5"),
+    ]
+
+
+def test_a_classifier_without_capsules_is_trained_by_the_same_function(tmp_path):
+    x = keras.Input((12, 12, 1))
+    y = keras.layers.Dense(3, "softmax")(keras.layers.Flatten()(x))
+    train(keras.Model(x, y), small_data(), options(tmp_path, epochs=3, lr=0.02))
+    accuracy = [row["val_accuracy"] for row in read_log(tmp_path)]
+    assert accuracy[-1] > 0.9
 
 
 @pytest.mark.parametrize(

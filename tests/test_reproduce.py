@@ -1,0 +1,117 @@
+import csv
+import os
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+import reproduce
+
+
+@pytest.fixture(scope="module")
+def squares(tmp_path_factory):
+    """Two classes of 17 x 17 images, the smallest that the network takes."""
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for split, n in (("train", 40), ("test", 20)):
+        y = np.arange(n) % 2
+        x = rng.integers(0, 60, (n, 17, 17), "uint8")
+        x[y == 1, 5:12, 5:12] += 190
+        arrays |= {f"x_{split}": x, f"y_{split}": y}
+    path = tmp_path_factory.mktemp("data") / "squares.npz"
+    np.savez(path, **arrays)
+    return str(path)
+
+
+def command(dataset, *args):
+    common = ("--dataset", dataset, "--csv", "table.csv", "--batch_size=20")
+    script = os.path.join(ROOT, "reproduce.py")
+    return [sys.executable, script, *common, *map(str, args)]
+
+
+def rows(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_killed_anywhere_ends_with_the_same_table(tmp_path, squares):
+    args = command(squares, "--variants", "v1", "v3", "--trials", 1, "--epochs", 3)
+    tables = []
+    for name, kills in (("whole", 0), ("killed", 4)):
+        directory = tmp_path / name
+        directory.mkdir()
+        draw = random.Random(0)
+        output = open(directory / "output", "w")  # noqa: SIM115
+        for _ in range(kills):
+            process = subprocess.Popen(args, cwd=directory, stdout=output, stderr=output)
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(timeout=draw.uniform(4, 12))
+            process.kill()
+            process.wait()
+        done = subprocess.run(args, cwd=directory, stdout=output, stderr=output)
+        assert done.returncode == 0, (directory / "output").read_text()[-3000:]
+        output.close()
+        tables.append(rows(directory / "table.csv"))
+        logs = [rows(path) for path in sorted(directory.glob("runs/*/log.csv"))]
+        assert [[row["epoch"] for row in log] for log in logs] == [["0", "1", "2"]] * 2
+    compared = ("variant", "recipe", "seed", "epochs", "error", "wrong", "options")
+    whole, killed = ([[row[c] for c in compared] for row in table] for table in tables)
+    assert killed == whole
+    assert [row[0] for row in whole] == ["v1", "v3"]
+
+
+def test_a_finished_run_is_skipped_and_a_paused_one_goes_on(tmp_path, squares):
+    args = command(squares, "--variants", "v1", "--trials", 1, "--epochs", 2)
+    outputs = []
+    for more in ([*args, "--pause_after", "1"], args, args):
+        done = subprocess.run(more, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        outputs.append(done.stdout)
+        assert (tmp_path / "table.csv").exists() == (len(outputs) > 1)
+    assert "Resumed after epoch 1 of 2" in outputs[1]
+    assert "in table.csv" in outputs[2] and "Epoch" not in outputs[2]
+    (row,) = rows(tmp_path / "table.csv")
+    assert tuple(row) == reproduce.COLUMNS
+    assert row["options"] == "--batch_size=20" and row["images"] == "20"
+    assert float(row["error"]) == 100 * int(row["wrong"]) / 20
+
+
+def test_held_out_images_are_training_images_that_are_not_trained_on():
+    args = reproduce.parse(["--held_out"])
+    assert args.csv.endswith("held_out.csv")
+    (x_train, y_train), (x_held, y_held) = reproduce.load(args)
+    assert len(x_held) == len(y_held) == 5000 and len(x_train) == 55000
+    trained_on = {image.tobytes() for image in x_train}
+    (x_all, _), _ = reproduce.load(reproduce.parse([]))
+    of_training = {image.tobytes() for image in x_all}
+    held = {image.tobytes() for image in x_held}
+    assert held <= of_training and not held & trained_on
+
+
+def test_the_baseline_has_the_parameters_that_the_paper_states():
+    model = reproduce.baseline_cnn((28, 28, 1), 10)
+    assert model.count_params() == 35_445_522  # "35.4M"
+
+
+def test_table_shows_mean_deviation_and_number_of_trials():
+    def row(variant, error, epochs=50, recipe="default"):
+        return {
+            "variant": variant,
+            "recipe": recipe,
+            "epochs": str(epochs),
+            "error": str(error),
+        }
+
+    table = reproduce.table(
+        [row("v4", 0.3), row("v4", 0.4), row("v1", 0.5), row("v4", 0.9, epochs=10)]
+    )
+    long, short = table.split("Test error")[1:]
+    assert "after 50 epochs" in long and "after 10 epochs" in short
+    assert "| CapsNet-v4 | 3 | yes | 0.35 (0.071), 2 trials | 0.34 (0.016) |" in long
+    assert "| CapsNet-v1 | 1 | no | 0.50, 1 trial |" in long
+    assert "| CapsNet-v2 | 1 | yes |  | 0.36 (0.009) |" in long
+    assert "| CapsNet-v4 | 3 | yes | 0.90, 1 trial |" in short
+    assert "| Baseline CNN | – | – |  | – | 0.39 |" in short
