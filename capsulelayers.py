@@ -29,7 +29,7 @@ gradient."""
 _TYPICAL_BATCH = 100
 """The batch size that costs are reckoned for where a graph leaves it open."""
 
-_BLOCK_BYTES = 2**22
+ROUTING_BLOCK_BYTES = 2**22
 """Routing works on so many input capsules at a time that one array of B x J x I
 numbers stays below this, for a batch of the typical size where it is not known."""
 
@@ -692,7 +692,7 @@ class CapsuleLayer(keras.layers.Layer):
     def _blocks(self, u, W):
         """Cut the input capsules into N blocks of i: `(N, D, B, i)`, `(N, D, J, O, i)`."""
         J, I, O, D = W.shape
-        size = max(1, _BLOCK_BYTES // (4 * J * (u.shape[0] or _TYPICAL_BATCH)))
+        size = max(1, ROUTING_BLOCK_BYTES // (4 * J * (u.shape[0] or _TYPICAL_BATCH)))
         n = -(-I // size)
         size = -(-I // n)
         if n * size > I:  # capsules of zeros change no sum

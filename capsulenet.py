@@ -14,6 +14,7 @@ import argparse
 import csv
 import ctypes
 import importlib.util
+import json
 import math
 import os
 import sys
@@ -27,6 +28,7 @@ import checkpoints
 import datasets
 from capsulelayers import (
     CONV_FORMS,
+    ROUTING_BLOCK_BYTES,
     CapsuleLayer,
     Length,
     Mask,
@@ -35,8 +37,15 @@ from capsulelayers import (
     on_cpu,
 )
 from checkpoints import load_weights, save_weights
-from datasets import load_mnist
-from utils import combine_images, plot_log, save_image
+from datasets import load_mnist  # noqa: F401  (people import it from here)
+from utils import (
+    combine_images,
+    plot_confusion,
+    plot_log,
+    plot_mistakes,
+    plot_predictions,
+    save_image,
+)
 
 MANIPULATIONS = np.linspace(-0.25, 0.25, 11)
 """What `manipulate_latent` adds to a dimension (Sabour et al. 2017, figure 4)."""
@@ -58,6 +67,7 @@ def CapsNet(
     dim_capsule=16,
     conv="auto",
     routing_gradient=True,
+    decoder=True,
 ):
     """Build a capsule network (Sabour et al. 2017, figures 1 and 2).
 
@@ -77,6 +87,9 @@ def CapsNet(
         conv: the form of the convolutions, see `capsulelayers.SpectralConv2D`.
             Defaults to `"auto"`.
         routing_gradient: bool. See `capsulelayers.CapsuleLayer`. Defaults to True.
+        decoder: bool. False builds a network that does not reconstruct images: the
+            first two models are one, from images to lengths, and there is no third.
+            Defaults to True.
 
     Returns:
         `(train_model, eval_model, manipulate_model)`, with B for the batch:
@@ -128,9 +141,13 @@ def CapsNet(
     # Layer 4: the length of each capsule, the probability of its class.
     out_caps = Length(dtype="float32", name="capsnet")(digitcaps)
 
+    if not decoder:
+        model = keras.Model(x, out_caps)
+        return model, model, None
+
     # The decoder reconstructs the image from one capsule, the others masked out.
     y = layers.Input(shape=(n_class,))
-    decoder = keras.Sequential(
+    reconstruct = keras.Sequential(
         [
             layers.Input(shape=(n_class * dim_capsule,)),
             layers.Dense(512, activation="relu"),
@@ -142,13 +159,13 @@ def CapsNet(
     )
     masked_by_y = Mask(dtype="float32")([digitcaps, y])
     masked = Mask(dtype="float32")(digitcaps)
-    train_model = keras.Model([x, y], [out_caps, decoder(masked_by_y)])
-    eval_model = keras.Model(x, [out_caps, decoder(masked)])
+    train_model = keras.Model([x, y], [out_caps, reconstruct(masked_by_y)])
+    eval_model = keras.Model(x, [out_caps, reconstruct(masked)])
 
     noise = layers.Input(shape=(n_class, dim_capsule))
     noised_digitcaps = layers.Add(dtype="float32")([digitcaps, noise])
     masked_noised_y = Mask(dtype="float32")([noised_digitcaps, y])
-    manipulate_model = keras.Model([x, y, noise], decoder(masked_noised_y))
+    manipulate_model = keras.Model([x, y, noise], reconstruct(masked_noised_y))
     return train_model, eval_model, manipulate_model
 
 
@@ -184,6 +201,63 @@ class MarginLoss(keras.losses.Loss):
         return _margin_losses(y_true, y_pred)
 
 
+def architecture(model):
+    """Return the arguments of `CapsNet` that a model of the trio was built with.
+
+    Args:
+        model: the training or evaluation model.
+
+    Returns:
+        A dict that JSON can hold.
+    """
+    conv1, primary, digitcaps = (
+        model.get_layer(name) for name in ("conv1", "primarycap_conv2d", "digitcaps")
+    )
+    dim_primary = model.get_layer("primarycap_reshape").target_shape[-1]
+    return {
+        "input_shape": list(model.inputs[0].shape[1:]),
+        "n_class": digitcaps.num_capsule,
+        "routings": digitcaps.routings,
+        "filters": conv1.filters,
+        "kernel_size": conv1.kernel_size[0],
+        "strides": primary.strides[0],
+        "n_channels": primary.filters // dim_primary,
+        "dim_primary": dim_primary,
+        "dim_capsule": digitcaps.dim_capsule,
+        "decoder": any(layer.name == "decoder" for layer in model.layers),
+    }
+
+
+def step_memory(model, batch_size):
+    """Estimate the memory that a training step needs beyond an idle process.
+
+    Eight arrays of the size of the weights (gradients, Adam's averages, transformed
+    kernels), eight of each layer's output, and what the routing of the capsules works
+    with. Coarse: it was within a third of what was measured.
+
+    Args:
+        model: the training model.
+        batch_size: int.
+
+    Returns:
+        The number of bytes, an int.
+    """
+    weights = model.count_params()
+    outputs = sum(math.prod(layer.output.shape[1:]) for layer in model.layers)
+    digitcaps = model.get_layer("digitcaps")
+    coupling = digitcaps.num_capsule * digitcaps.input.shape[1] * batch_size
+    coupling = min(coupling, ROUTING_BLOCK_BYTES // 4)
+    return int(4 * (8 * weights + 8 * batch_size * outputs + 48 * coupling))
+
+
+def machine_memory():
+    """Return the bytes of main memory that there are, or None where unknown."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
 # Training, test and manipulation -----------------------------------------------------
 
 
@@ -199,6 +273,54 @@ class EpochSeconds(callbacks.Callback):
         logs["seconds"] = round(time.perf_counter() - self.start, 2)
 
 
+class BatchLog(callbacks.Callback):
+    """Print the epoch's averages so far every `interval` batches."""
+
+    def __init__(self, interval):
+        super().__init__()
+        self.interval = interval
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Print total loss, its parts and the accuracy."""
+        if (batch + 1) % self.interval == 0:
+            names = {
+                "loss": "loss",
+                "capsnet_loss": "margin",
+                "decoder_loss": "reconstruction",
+                "capsnet_accuracy": "accuracy",
+                "accuracy": "accuracy",
+            }
+            values = [f"{t} {logs[n]:.4f}" for n, t in names.items() if n in logs]
+            print(f"\nBatch {batch + 1}: {', '.join(values)}", flush=True)
+
+
+class Reconstructions(callbacks.Callback):
+    """Show TensorBoard some images and their reconstructions after each epoch.
+
+    Specific to TensorFlow, whose summaries TensorBoard reads.
+    """
+
+    def __init__(self, images, save_dir):
+        super().__init__()
+        self.images = images
+        self.directory = os.path.join(save_dir, "tensorboard-logs", "images")
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Write the pictures; the decoder sees the longest capsule."""
+        import tensorflow as tf
+
+        longest = self.model.predict_on_batch([self.images, self.empty()])[0]
+        labels = np.eye(longest.shape[1], dtype="float32")[np.argmax(longest, 1)]
+        shown = self.model.predict_on_batch([self.images, labels])[1]
+        with tf.summary.create_file_writer(self.directory).as_default():
+            tf.summary.image("original", self.images, epoch, max_outputs=10)
+            tf.summary.image("reconstructed", shown, epoch, max_outputs=10)
+
+    def empty(self):
+        """Return labels of no class."""
+        return np.zeros((len(self.images), self.model.output_shape[0][-1]), "float32")
+
+
 def train(model, data, args):
     """Train a CapsNet, and leave log, checkpoint, curves and weights in `save_dir`.
 
@@ -207,7 +329,11 @@ def train(model, data, args):
         data: `((x_train, y_train), (x_test, y_test))`, images `(n, height, width,
             channels)` in [0, 1] and one-hot labels `(n, n_class)`.
         args: namespace with any of the command line's options as attributes; the
-            others take the command line's defaults.
+            others take the command line's defaults. Beyond those: `class_names`, list
+            of str; `test_batch_size`, images a validation step; `log_interval`,
+            batches between two printed lines, 0 for none; `threads` that prepare
+            batches; `keep_checkpoints`, 0 for all; `draw_reconstructions`, whether
+            TensorBoard gets pictures.
 
     Returns:
         `model`, trained.
@@ -232,9 +358,10 @@ def train(model, data, args):
         seed=args.seed,
         on_device=not on_cpu() and keras.backend.backend() != "tensorflow",
         with_images=with_images,
+        workers=args.threads,
     )
     compile_model(model, args, len(batches))
-    print(describe(model))
+    print(describe(model, batches.batch_size))
     begin, end = 0, args.epochs
     if checkpoint is not None:
         checkpoints.restore(model, args.save_dir, checkpoint)
@@ -248,29 +375,45 @@ def train(model, data, args):
         epochs=end,
         shuffle=False,  # the batches bring their own order
         validation_data=datasets.ValidationBatches(
-            *validation_data, args.batch_size, with_images=with_images
+            *validation_data,
+            args.test_batch_size or args.batch_size,
+            with_images=with_images,
         ),
-        callbacks=_callbacks(model, args, batches, checkpoint),
+        callbacks=_callbacks(model, args, batches, checkpoint, validation_data[0]),
     )
     if end < args.epochs:
         print(f"Paused after epoch {end} of {args.epochs}; --resume goes on")
         return model
     weights = os.path.join(args.save_dir, "trained_model.h5")
-    save_weights(model, weights)
+    save_weights(model, weights, _about(model, args))
     print(f"Trained model saved to {weights}")
     plot_log(os.path.join(args.save_dir, "log.csv"), show=True)
     return model
 
 
+def _about(model, args):
+    """What travels with the weights, so that `--predict` needs no flags."""
+    if not any(isinstance(layer, CapsuleLayer) for layer in model.layers):
+        return {}
+    built = architecture(model)
+    names = args.class_names or map(str, range(built["n_class"]))
+    return {
+        "architecture": built,
+        "class_names": list(names),
+        "like_mnist": args.dataset == "mnist" and built["input_shape"] == [28, 28, 1],
+    }
+
+
+_NOT_OF_THE_RUN = (
+    *("save_dir", "debug", "testing", "digit", "weights", "resume", "pause_after"),
+    *("predict", "json", "no_invert"),
+)
+
+
 def _run_options(args):
     """The options that the result of a training depends on."""
-    others = ("save_dir", "debug", "testing", "digit", "weights", "resume")
-    return {
-        name: value
-        for name, value in vars(args).items()
-        if name in vars(_with_defaults(argparse.Namespace()))
-        and name not in (*others, "pause_after")
-    }
+    names = vars(build_parser().parse_args([])).keys() - set(_NOT_OF_THE_RUN)
+    return {name: getattr(args, name) for name in sorted(names)}
 
 
 def _checkpoint_to_resume(args):
@@ -334,7 +477,7 @@ def compile_model(model, args, steps=1):
     )
 
 
-def _callbacks(model, args, batches, checkpoint):
+def _callbacks(model, args, batches, checkpoint, x_test):
     """What runs beside the training: schedule, clock, log, checkpoint, TensorBoard."""
     monitor = "val_capsnet_accuracy" if len(model.outputs) > 1 else "val_accuracy"
     best = checkpoint and max(
@@ -355,8 +498,15 @@ def _callbacks(model, args, batches, checkpoint):
             initial_value_threshold=best,
             verbose=1,
         ),
-        checkpoints.Checkpoints(args.save_dir, _run_options(args)),
+        checkpoints.Checkpoints(
+            args.save_dir,
+            _run_options(args),
+            args.keep_checkpoints,
+            checkpoint["epochs"] if checkpoint else 0,
+        ),
     ]
+    if args.log_interval:
+        used.append(BatchLog(args.log_interval))
     if args.schedule == "exponential":
         rate = callbacks.LearningRateScheduler(
             lambda epoch: args.lr * args.lr_decay**epoch
@@ -370,6 +520,8 @@ def _callbacks(model, args, batches, checkpoint):
                 write_graph=False,
             )
         )
+        if args.draw_reconstructions:
+            used.append(Reconstructions(x_test[:10], args.save_dir))
     else:
         print(
             "TensorBoard logs are not written: they need the packages tensorflow and "
@@ -388,8 +540,18 @@ def _steps_per_execution(steps):
     return max(1, steps // 20)
 
 
-def describe(model):
-    """Return one line: the forms of the convolutions, and whether XLA compiles."""
+def describe(model, batch_size=None):
+    """Describe what is about to be trained.
+
+    Args:
+        model: the training model.
+        batch_size: int, optional. With it comes a line on sizes and memory.
+
+    Returns:
+        A line that names the backend and the forms of the convolutions, and whether XLA
+        compiles; then numbers of capsules and parameters and the memory of a step, with
+        a warning where that exceeds the machine's.
+    """
     forms = [
         f"{layer.name} {layer.form}"
         for layer in model.layers
@@ -397,7 +559,21 @@ def describe(model):
     ]
     if model.jit_compile:
         forms.append("compiled by XLA: the first step takes longer")
-    return f"Backend {keras.backend.backend()}: {', '.join(forms)}"
+    lines = [f"Backend {keras.backend.backend()}: {', '.join(forms)}"]
+    names = [layer.name for layer in model.layers]
+    if batch_size and "digitcaps" in names:
+        needed, there = step_memory(model, batch_size), machine_memory()
+        lines.append(
+            f"{model.get_layer('digitcaps').input.shape[1]} primary capsules, "
+            f"{model.count_params():,} parameters, about {needed / 1e9:.1f} GB a step "
+            f"of {batch_size} images"
+        )
+        if on_cpu() and there and needed > there:
+            lines.append(
+                f"Warning: this machine has {there / 1e9:.1f} GB. A smaller "
+                "--batch_size or --image_size brings the need down."
+            )
+    return "\n".join(lines)
 
 
 def predict_in_batches(model, inputs, batch_size=500):
@@ -425,13 +601,14 @@ def predict_in_batches(model, inputs, batch_size=500):
 def test(model, data, args):
     """Print the accuracy and save real and reconstructed images.
 
-    Writes `real_and_recon.png` to the save directory: up to 50 images above their
-    reconstructions.
+    Writes to the save directory `real_and_recon.png`: up to 50 images above their
+    reconstructions; `confusion.png`: how often which class was taken for which; and
+    `mistakes.png`: up to 50 misread images.
 
     Args:
         model: the evaluation model of `CapsNet`.
         data: `(x_test, y_test)`.
-        args: namespace; `save_dir` is used, see `train`.
+        args: namespace; `save_dir` and `class_names` are used, see `train`.
 
     Returns:
         The accuracy, a float in [0, 1].
@@ -440,20 +617,32 @@ def test(model, data, args):
     _make_save_dir(args.save_dir)
     x_test, y_test = data
     print("-" * 30 + "Begin: test" + "-" * 30)
-    y_pred, x_recon = predict_in_batches(model, [x_test])
-    wrong = int(np.sum(np.argmax(y_pred, 1) != np.argmax(y_test, 1)))
-    accuracy = 1 - wrong / len(y_test)
+    predicted, _, x_recon = predict(model, x_test)
+    true = np.argmax(y_test, 1)
+    wrong = np.flatnonzero(predicted != true)
+    accuracy = 1 - len(wrong) / len(y_test)
     print(f"Test acc: {accuracy:.4f}")
-    print(f"Test error: {100 * (1 - accuracy):.2f}% ({wrong} of {len(y_test)} images)")
-
-    shown = min(50, len(x_test))
-    image = combine_images(
-        np.concatenate([x_test[:shown], x_recon[:shown]]),
-        width=10 if shown == 50 else shown,
+    print(
+        f"Test error: {100 * (1 - accuracy):.2f}% ({len(wrong)} of {len(y_test)} images)"
     )
-    path = os.path.join(args.save_dir, "real_and_recon.png")
-    save_image(image, path)
-    print(f"Reconstructed images are saved to {path}")
+    if x_recon is not None:
+        shown = min(50, len(x_test))
+        image = combine_images(
+            np.concatenate([x_test[:shown], x_recon[:shown]]),
+            width=10 if shown == 50 else shown,
+        )
+        path = os.path.join(args.save_dir, "real_and_recon.png")
+        save_image(image, path)
+        print(f"Reconstructed images are saved to {path}")
+    names = args.class_names or [str(i) for i in range(y_test.shape[1])]
+    counts = np.zeros((len(names), len(names)), int)
+    np.add.at(counts, (true, predicted), 1)
+    path = os.path.join(args.save_dir, "confusion.png")
+    plot_confusion(counts, names, path)
+    print(f"Which class was taken for which: {path}")
+    path = os.path.join(args.save_dir, "mistakes.png")
+    plot_mistakes(x_test[wrong], true[wrong], predicted[wrong], names, path)
+    print(f"The misread images: {path}")
     print("-" * 30 + "End: test" + "-" * 30)
     return accuracy
 
@@ -496,6 +685,140 @@ def manipulate_latent(model, data, args):
     save_image(combine_images(x_recons, height=dim), path)
     print(f"Manipulated images are saved to {path}")
     print("-" * 30 + "End: manipulate" + "-" * 30)
+
+
+def predict(model, images):
+    """Tell the classes of images.
+
+    Args:
+        model: the evaluation model of `CapsNet`.
+        images: float array `(n, height, width, channels)`, in [0, 1].
+
+    Returns:
+        `(classes, lengths, reconstructions)`: int `(n,)`, the likeliest classes; float
+        `(n, n_class)`, the lengths of the class capsules; and images of the shape of
+        `images`, None from a model without a decoder.
+
+    Raises:
+        ValueError: if the images have another shape than the model's.
+    """
+    images = np.asarray(images, "float32")
+    expected = tuple(model.inputs[0].shape[1:])
+    if images.shape[1:] != expected:
+        raise ValueError(
+            f"images of shape {images.shape[1:]}: the model takes {expected}"
+        )
+    outputs = predict_in_batches(model, [images])
+    lengths, images = outputs if len(model.outputs) > 1 else (outputs, None)
+    return lengths.argmax(1), lengths, images
+
+
+def load_model(path):
+    """Build the trio that a file of weights is of, and load the weights.
+
+    What `train` writes tells its own architecture. Of other files the sizes are read
+    from the weights; the image is then taken for a square, and the rest for that of
+    the command line.
+
+    Args:
+        path: str. A file as `load_weights` takes it.
+
+    Returns:
+        `(trio, about)`: the three models of `CapsNet`, and a dict of `class_names` and
+        `like_mnist`, whether the images are digits prepared as those of MNIST.
+
+    Raises:
+        OSError: if the file can't be read.
+        ValueError: if it holds no weights of a `CapsNet`.
+    """
+    about, weights = checkpoints.read(path)
+    try:
+        built = about.get("architecture") or _architecture_of(weights)
+        names = about.get("class_names") or [str(i) for i in range(built["n_class"])]
+        trio = CapsNet(**{**built, "input_shape": tuple(built["input_shape"])})
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise ValueError(f"{path}: not a CapsNet's weights ({error!r})") from error
+    load_weights(trio[0], path)
+    digits = built["input_shape"] == [28, 28, 1] and built["n_class"] == 10
+    return trio, {
+        "class_names": names,
+        "like_mnist": about.get("like_mnist", digits),
+    }
+
+
+def _architecture_of(weights):
+    kernel, primary = weights["conv1"][0], weights["primarycap_conv2d"][0]
+    n_class, _, dim_capsule, dim_primary = weights["digitcaps"][0].shape
+    pixels = len(weights["decoder"][-1]) // kernel.shape[2]
+    return {
+        "input_shape": [math.isqrt(pixels), math.isqrt(pixels), kernel.shape[2]],
+        "n_class": n_class,
+        "routings": 3,
+        "filters": kernel.shape[3],
+        "kernel_size": kernel.shape[0],
+        "n_channels": primary.shape[3] // dim_primary,
+        "dim_primary": dim_primary,
+        "dim_capsule": dim_capsule,
+    }
+
+
+def predict_files(args):
+    """Tell the classes of picture files: `--predict`.
+
+    Prints a table, or with `args.json` a JSON object a line. A picture that can't be
+    read is named on the way. With a `save_dir` that was given, writes
+    `predictions.png`, pictures beside reconstructions.
+
+    Args:
+        args: namespace of the command line.
+
+    Raises:
+        OSError: if the weights can't be read.
+        ValueError: if they are none, or no picture can be read.
+    """
+    if args.weights is None:
+        raise ValueError("--predict: needs weights, -w FILE")
+    (_, model, _), about = load_model(args.weights)
+    files = []
+    for path in args.predict:
+        files += datasets.pictures_under(path) if os.path.isdir(path) else [path]
+    shape = tuple(model.inputs[0].shape[1:])
+    images, read = [], []
+    for path in files:
+        try:
+            picture = datasets.read_picture(path)
+        except ValueError as error:
+            print(f"Left out: {error}", file=sys.stderr)
+            continue
+        images.append(
+            datasets.fit_picture(
+                picture, shape, about["like_mnist"], not args.no_invert
+            )
+        )
+        read.append(path)
+    if not images:
+        raise ValueError(f"--predict {' '.join(args.predict)}: no readable pictures")
+    classes, lengths, reconstructions = predict(model, np.stack(images))
+    names = about["class_names"]
+    if not args.json:
+        print(f"{'class':<12}  {'likeliest, with capsule length':<42}  picture")
+    for path, chosen, row in zip(read, classes, lengths):
+        likeliest = [(names[i], round(float(row[i]), 4)) for i in np.argsort(-row)[:3]]
+        if args.json:
+            print(
+                json.dumps(
+                    {"file": path, "class": names[chosen], "lengths": dict(likeliest)}
+                )
+            )
+        else:
+            text = "  ".join(f"{name} {length:.3f}" for name, length in likeliest)
+            print(f"{names[chosen]:<12}  {text:<42}  {path}")
+    if args.save_dir != build_parser().get_default("save_dir"):
+        _make_save_dir(args.save_dir)
+        path = os.path.join(args.save_dir, "predictions.png")
+        titles = [names[chosen] for chosen in classes]
+        plot_predictions(images, reconstructions, titles, path)
+        print(f"Pictures and reconstructions: {path}", file=sys.stderr)
 
 
 # Command line ------------------------------------------------------------------------
@@ -576,7 +899,42 @@ def build_parser():
     add(
         "--seed", default=None, type=int, help="makes a run repeatable; drawn if absent"
     )
-    add("--dataset", default="mnist", help="mnist, or an .npz file like data/mnist.npz")
+    add(
+        "--dataset",
+        default="mnist",
+        help=f"one of {', '.join(datasets.NAMED)}, a folder of pictures with a sub-folder "
+        "for each class, or an .npz file like data/mnist.npz",
+    )
+    add(
+        "--image_size",
+        default=None,
+        type=_image_size,
+        help="side of a folder's pictures, or HEIGHTxWIDTH; their own if absent",
+    )
+    add(
+        "--color",
+        default="auto",
+        choices=("auto", "gray", "rgb"),
+        help="of a folder's pictures; auto is grey where no picture has a colour",
+    )
+    add(
+        "--test_share",
+        default=0.2,
+        type=float,
+        help="share of a folder's pictures kept for the test, without train/ and test/",
+    )
+    add(
+        "--predict",
+        nargs="+",
+        metavar="FILE",
+        help="tell the classes of pictures or folders of pictures, with -w",
+    )
+    add("--json", action="store_true", help="--predict prints JSON, an object a line")
+    add(
+        "--no_invert",
+        action="store_true",
+        help="--predict takes dark drawings on a light ground as they are",
+    )
     add("--conv", default="auto", choices=CONV_FORMS, help="form of the convolutions")
     add(
         "--precision",
@@ -593,9 +951,29 @@ def build_parser():
     return parser
 
 
+def _image_size(text):
+    """Turn `28` or `28x32` into height and width."""
+    sides = [int(side) for side in text.lower().split("x")]
+    if len(sides) > 2 or min(sides) < 1:
+        raise ValueError
+    return [sides[0], sides[-1]]
+
+
+_OTHER_OPTIONS = {
+    "class_names": None,
+    "test_batch_size": None,
+    "log_interval": 0,
+    "threads": 1,
+    "keep_checkpoints": 2,
+    "draw_reconstructions": False,
+}
+"""Options of `train` and `test` that this command line has no flags for."""
+
+
 def _with_defaults(args):
-    """Return `args` with the command line's default for every option it lacks."""
-    return argparse.Namespace(**{**vars(build_parser().parse_args([])), **vars(args)})
+    """Return `args` with the default for every option it lacks."""
+    defaults = {**_OTHER_OPTIONS, **vars(build_parser().parse_args([]))}
+    return argparse.Namespace(**{**defaults, **vars(args)})
 
 
 def check_options(args, n_class=None):
@@ -613,6 +991,7 @@ def check_options(args, n_class=None):
         ("lam_recon", 0 <= args.lam_recon < math.inf, "at least 0"),
         ("routings", args.routings >= 1, "at least 1"),
         ("shift_fraction", 0 <= args.shift_fraction < 1, "at least 0 and below 1"),
+        ("test_share", 0 < args.test_share < 1, "above 0 and below 1"),
         ("ema", 0 <= args.ema < 1, "at least 0 and below 1"),
         ("pause_after", args.pause_after >= 0, "at least 0"),
         ("seed", args.seed is None or 0 <= args.seed < 2**32, "0 to 2**32 - 1"),
@@ -647,11 +1026,8 @@ def _make_save_dir(path):
 def _prepare(args):
     """Check everything the user gave, then return the trio and the data."""
     check_options(args)
-    if args.dataset == "mnist":
-        data = load_mnist()
-    else:
-        data = datasets.load_npz(args.dataset)
-    (x_train, y_train), _ = data
+    data = datasets.load(args.dataset, args.image_size, args.color, args.test_share)
+    (x_train, y_train), args.class_names = data.train, data.class_names
     if args.dataset != "mnist" and args.digit == build_parser().get_default("digit"):
         args.digit = min(args.digit, y_train.shape[1] - 1)
     check_options(args, n_class=y_train.shape[1])
@@ -705,14 +1081,18 @@ def main(argv=None):
     args = parser.parse_args(argv)
     set_allocator()
     try:
+        if args.predict:
+            check_options(args)
+            predict_files(args)
+            return
         (train_model, eval_model, manipulate_model), data = _prepare(args)
         print(args)
         train_model.summary()
         if args.testing:
             if args.weights is None:
                 print("No weights are given (-w): the test is of random weights.")
-            test(eval_model, data[1], args)
-            manipulate_latent(manipulate_model, data[1], args)
+            test(eval_model, data.test, args)
+            manipulate_latent(manipulate_model, data.test, args)
     except OSError as error:
         parser.error(
             f"{error.filename}: {error.strerror}" if error.filename else str(error)
@@ -720,7 +1100,7 @@ def main(argv=None):
     except ValueError as error:
         parser.error(str(error))
     if not args.testing:
-        train(train_model, data, args)
+        train(train_model, (data.train, data.test), args)
 
 
 if __name__ == "__main__":

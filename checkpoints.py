@@ -9,7 +9,7 @@ import h5py
 import keras
 
 
-def save_weights(model, path):
+def save_weights(model, path, about=None):
     """Write the weights of one of the trio's models to an HDF5 file.
 
     Keras 3 writes weights only under names that end in `.weights.h5`. This writes the
@@ -19,6 +19,7 @@ def save_weights(model, path):
     Args:
         model: a model of the trio.
         path: str. The file; one that is there is replaced when the new one is whole.
+        about: dict, optional. Whatever JSON can hold; `read` returns it.
     """
     temporary = f"{path}.{os.getpid()}.tmp"
     try:
@@ -26,8 +27,11 @@ def save_weights(model, path):
             weighted = [layer for layer in model.layers if layer.weights]
             file.attrs["layer_names"] = [layer.name.encode() for layer in weighted]
             file.attrs["backend"] = b"tensorflow"
-            file.attrs["keras_version"] = b"2.15.0"  # of the layout; without it Keras
-            for layer in weighted:  # converts the weights as if they were older
+            file.attrs["capsnet"] = json.dumps(about or {})
+            # The version of the layout; without it Keras takes the weights for older
+            # ones, and converts them.
+            file.attrs["keras_version"] = b"2.15.0"
+            for layer in weighted:
                 group = file.create_group(layer.name)
                 names = [f"{weight.path}:0" for weight in layer.weights]
                 group.attrs["weight_names"] = [name.encode() for name in names]
@@ -55,7 +59,7 @@ def load_weights(model, path):
         ValueError: if it is no such file, or its weights are of another model; the
             message names the layer and both shapes.
     """
-    stored = _read_weights(path)
+    _, stored = read(path)
     weighted = [layer for layer in model.layers if layer.weights]
     for layer in weighted:
         if layer.name not in stored:
@@ -74,18 +78,31 @@ def load_weights(model, path):
         layer.set_weights(stored[layer.name])
 
 
-def _read_weights(path):
-    """Read any of the formats of `load_weights` to a dict of layer name to arrays."""
+def read(path):
+    """Read a file of any of the formats that `load_weights` takes.
+
+    Args:
+        path: str. The file.
+
+    Returns:
+        `(about, weights)`: the dict that `save_weights` was given, empty for other
+        files, and a dict of layer names to lists of arrays.
+
+    Raises:
+        OSError: if the file can't be read.
+        ValueError: if it is no such file.
+    """
     with open(path, "rb"):  # an OSError that names the file
         pass
     try:
         if zipfile.is_zipfile(path):
             model = keras.saving.load_model(path, compile=False, safe_mode=True)
-            return {layer.name: layer.get_weights() for layer in model.layers}
+            return {}, {layer.name: layer.get_weights() for layer in model.layers}
         with h5py.File(path, "r") as file:
             if "layers" in file:
-                return _read_keras_3(file["layers"])
-            return _read_keras_2(file.get("model_weights", file))
+                return {}, _read_keras_3(file["layers"])
+            about = json.loads(file.attrs.get("capsnet", "{}"))
+            return dict(about), _read_keras_2(file.get("model_weights", file))
     except Exception as error:  # whatever a damaged file makes the readers raise
         raise ValueError(
             f"{path}: not a readable weights file ({str(error).splitlines()[0]})"
@@ -124,22 +141,31 @@ class Checkpoints(keras.callbacks.Callback):
     A checkpoint is a pair of files: `checkpoint-<epochs>.weights.h5` with weights,
     optimizer and random state, and `checkpoint-<epochs>.json` with the checksum of the
     first, the options and the log so far. The second is written last, and only where
-    both fit together is there a checkpoint. The last two are kept, so that one remains
-    if the other is damaged. What Keras' `BackupAndRestore` lacks: it keeps one, without
+    both fit together is there a checkpoint. Two are kept, so that one remains if the
+    other is damaged. What Keras' `BackupAndRestore` lacks: it keeps one, without
     checksum or log, and deletes it at the end.
 
     Args:
         save_dir: str. The directory.
         options: dict of what the run depends on, to be compared where it goes on.
+        keep: int. How many are kept, the last ones; 0 for all. Defaults to 2.
+        begin: int. Epochs done before. What is there of later ones is of another run,
+            or damaged, and is removed. Defaults to 0.
     """
 
-    def __init__(self, save_dir, options):
+    def __init__(self, save_dir, options, keep=2, begin=0):
         super().__init__()
+        self.begin = begin
+        self.keep = keep
         self.save_dir = save_dir
         self.options = options
 
+    def on_train_begin(self, logs=None):
+        """Remove what is left of another run."""
+        self._remove(lambda epochs: epochs > self.begin)
+
     def on_epoch_end(self, epoch, logs=None):
-        """Write the checkpoint, then remove those before the last two."""
+        """Write the checkpoint, then remove those that are not to be kept."""
         epochs = epoch + 1
         weights, state = _paths(self.save_dir, epochs)
         temporary = os.path.join(self.save_dir, f"{os.getpid()}.tmp.weights.h5")
@@ -160,11 +186,14 @@ class Checkpoints(keras.callbacks.Callback):
             "sha256": digest,
         }
         write_text(state, json.dumps(record, indent=1))
-        for old in _found(self.save_dir):
-            if old not in (epochs, epochs - 1):
-                for path in reversed(_paths(self.save_dir, old)):
-                    if os.path.exists(path):
-                        os.remove(path)
+        if self.keep:
+            self._remove(lambda old: old <= epochs - self.keep)
+
+    def _remove(self, which):
+        for epochs in filter(which, _found(self.save_dir)):
+            for path in reversed(_paths(self.save_dir, epochs)):
+                if os.path.exists(path):
+                    os.remove(path)
 
 
 def write_text(path, text):

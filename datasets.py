@@ -1,15 +1,90 @@
-"""Data sets as arrays, and the batches that training and validation are fed with."""
+"""Data sets as arrays, pictures, and the batches of training and validation.
+
+`load` takes what `--dataset` takes: a name, a folder of pictures, or an `.npz` file.
+"""
 
 import hashlib
+import io
+import json
 import math
 import os
+import pickle
+import tempfile
+import typing
+import warnings
+import zipfile
 
 import keras
 import numpy as np
+from PIL import Image, ImageOps
 
 MNIST_PATH = os.path.join(os.path.dirname(os.path.abspath(__file__)), "data/mnist.npz")
 MNIST_SHA256 = "edb50ad5c9f6ad6c7843b0e70355c1294158ccceb854766360abaa61e690c70a"
+NAMED = ("mnist", "fashion_mnist", "cifar10")
+"""Names that `load` knows."""
+
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
+"""Endings of the files in a folder that are taken for pictures."""
+
+LARGEST_PICTURE = 50_000_000
+"""Pixels of a picture that is still read; what claims more is refused unread."""
+
 _ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+_FASHION = (
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+)
+_CIFAR10 = (
+    *("airplane", "automobile", "bird", "cat", "deer"),
+    *("dog", "frog", "horse", "ship", "truck"),
+)
+
+
+class Data(typing.NamedTuple):
+    """A data set.
+
+    `train` and `test` are pairs of images, float32 `(n, height, width, channels)` in
+    [0, 1], and one-hot labels, float32 `(n, n_class)`; `class_names` are the names of
+    the classes, in the order of the labels.
+    """
+
+    train: tuple
+    test: tuple
+    class_names: tuple
+
+
+def load(name, image_size=None, color="auto", test_share=0.2, seed=0):
+    """Load a data set by its name, from a folder of pictures, or from an `.npz` file.
+
+    Args:
+        name: str. One of `NAMED`, or a path.
+        image_size: pair of int, optional. Height and width for the pictures of a
+            folder, see `load_folder`.
+        color: `"auto"`, `"gray"` or `"rgb"`, for a folder.
+        test_share: float. Share of a folder's pictures that are kept for the test.
+        seed: int. Draws those.
+
+    Returns:
+        A `Data`.
+
+    Raises:
+        OSError: if a file can't be read.
+        ValueError: if it is no data set; the message says what is wrong.
+    """
+    if name == "mnist":
+        return Data(*load_mnist(), tuple("0123456789"))
+    if name == "fashion_mnist":
+        return _load_fashion_mnist()
+    if name == "cifar10":
+        return _load_cifar10()
+    if os.path.isdir(name):
+        return load_folder(name, image_size, color, test_share, seed)
+    if not os.path.exists(name):
+        raise ValueError(
+            f"--dataset {name}: no such file or folder, and not one of the names "
+            + ", ".join(NAMED)
+        )
+    return load_npz(name)
 
 
 def load_mnist(path=MNIST_PATH):
@@ -19,7 +94,7 @@ def load_mnist(path=MNIST_PATH):
         path: str. The file. Defaults to `data/mnist.npz` beside this module.
 
     Returns:
-        `((x_train, y_train), (x_test, y_test))` as `load_npz` returns them.
+        `((x_train, y_train), (x_test, y_test))`, see `Data`.
 
     Raises:
         OSError: if the file can't be read.
@@ -32,7 +107,8 @@ def load_mnist(path=MNIST_PATH):
             f"{path}: damaged, its sha256 is {digest[:12]}... and not "
             f"{MNIST_SHA256[:12]}...; restore it with `git checkout data/mnist.npz`"
         )
-    return load_npz(path)
+    data = load_npz(path)
+    return data.train, data.test
 
 
 def load_npz(path):
@@ -40,15 +116,14 @@ def load_npz(path):
 
     The file holds `x_train`, `y_train`, `x_test` and `y_test`: images of shape
     `(n, height, width)` or `(n, height, width, channels)`, unsigned integers, signed
-    ones from 0 to 255 or floats in [0, 1], and integer labels from 0 on of shape
-    `(n,)`.
+    ones from 0 to 255 or floats in [0, 1], and labels of shape `(n,)`, integers or
+    strings. Each label that occurs is a class, in their order.
 
     Args:
         path: str. The file.
 
     Returns:
-        `((x_train, y_train), (x_test, y_test))`: images `(n, height, width, channels)`
-        float32 in [0, 1], labels one-hot `(n, n_class)` float32.
+        A `Data`.
 
     Raises:
         OSError: if the file can't be read.
@@ -56,44 +131,54 @@ def load_npz(path):
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            x_train, y_train, x_test, y_test = (file[name] for name in _ARRAYS)
+            arrays = [file[name] for name in _ARRAYS]
     except OSError:
         raise
     except Exception as error:  # whatever a damaged file makes the reader raise
         raise ValueError(f"{path}: not a data set: {error}") from error
-    n_class = 1 + max(_check_labels(path, y).max() for y in (y_train, y_test))
-    if n_class < 2:
-        raise ValueError(f"{path}: there is one class only")
-    if n_class > len(y_train) + len(y_test):
-        raise ValueError(f"{path}: label {n_class - 1} exceeds the number of images")
+    return _from_arrays(path, *arrays)
+
+
+def _from_arrays(source, x_train, y_train, x_test, y_test, class_names=None):
+    """Check arrays as `load_npz` takes them, and turn them into a `Data`."""
+    for y in (y_train, y_test):
+        if y.ndim != 1 or not len(y) or y.dtype.kind not in "iuUS":
+            raise ValueError(
+                f"{source}: labels must be integers or strings of shape (n,), not "
+                f"{y.dtype} {y.shape}"
+            )
+    if (y_train.dtype.kind in "US") != (y_test.dtype.kind in "US"):
+        raise ValueError(f"{source}: y_train is {y_train.dtype}, y_test {y_test.dtype}")
+    if class_names:
+        labels = np.arange(len(class_names))
+    else:
+        labels = np.unique(np.concatenate([np.unique(y_train), np.unique(y_test)]))
+    if len(labels) < 2:
+        raise ValueError(f"{source}: there is one class only")
+    if len(labels) > 2000:
+        raise ValueError(f"{source}: {len(labels)} classes; are these labels?")
     splits = []
     for split, x, y in (("train", x_train, y_train), ("test", x_test, y_test)):
-        x = _to_float(path, x)
+        x = _to_float(source, x)
         if len(x) != len(y):
             raise ValueError(
-                f"{path}: x_{split} has {len(x)} images, y_{split} {len(y)} labels"
+                f"{source}: x_{split} has {len(x)} images, y_{split} {len(y)} labels"
             )
-        splits.append((x, np.eye(n_class, dtype="float32")[y]))
+        one_hot = np.eye(len(labels), dtype="float32")[np.searchsorted(labels, y)]
+        splits.append((x, one_hot))
     if splits[0][0].shape[1:] != splits[1][0].shape[1:]:
         raise ValueError(
-            f"{path}: x_train {x_train.shape} and x_test {x_test.shape} have images "
+            f"{source}: x_train {x_train.shape} and x_test {x_test.shape} have images "
             "of different shapes"
         )
-    return tuple(splits)
+    names = (n.decode() if isinstance(n, bytes) else str(n) for n in labels.tolist())
+    return Data(*splits, class_names or tuple(names))
 
 
-def _check_labels(path, y):
-    if y.ndim != 1 or not len(y) or y.dtype.kind not in "iu" or y.min() < 0:
+def _to_float(source, x):
+    if x.ndim not in (3, 4) or x.dtype.kind not in "iuf" or not x.size:
         raise ValueError(
-            f"{path}: labels must be integers from 0 on, not {y.dtype} {y.shape}"
-        )
-    return y
-
-
-def _to_float(path, x):
-    if x.ndim not in (3, 4) or x.dtype.kind not in "iuf":
-        raise ValueError(
-            f"{path}: images must be (n, height, width[, channels]) integer or float, "
+            f"{source}: images must be (n, height, width[, channels]) integer or float, "
             f"not {x.dtype} {x.shape}"
         )
     x = x if x.ndim == 4 else x[..., np.newaxis]
@@ -101,14 +186,357 @@ def _to_float(path, x):
         full = np.iinfo(x.dtype).max if x.dtype.kind == "u" else 255
         if x.min() < 0 or x.max() > full:
             raise ValueError(
-                f"{path}: images of type {x.dtype} must lie in 0 to {full}"
+                f"{source}: images of type {x.dtype} must lie in 0 to {full}"
             )
         scaled = x.astype("float32")
         scaled /= full  # in place: this is the largest array there is
         return scaled
     if not (x.min() >= 0 and x.max() <= 1):  # written so that NaN fails
-        raise ValueError(f"{path}: images of type float must lie in [0, 1]")
+        raise ValueError(f"{source}: images of type float must lie in [0, 1]")
     return x.astype("float32")
+
+
+# Data sets from the network ----------------------------------------------------------
+
+
+def _keras_home():
+    """Where Keras keeps what it downloads."""
+    return os.environ.get("KERAS_HOME") or os.path.expanduser("~/.keras")
+
+
+def _download(name, load_data, files, origin, folder):
+    """Call Keras' loader; where it fails, say which files to put where."""
+    try:
+        return load_data()
+    except Exception as error:  # Keras raises a bare Exception without a network
+        raise ValueError(
+            f"--dataset {name}: can't be downloaded ({str(error).splitlines()[0]}); "
+            f"put {files} from {origin} into {folder}"
+        ) from error
+
+
+def _load_fashion_mnist():
+    names = (f"{a}-{b}-ubyte.gz" for a in ("train", "t10k") for b in _IDX)
+    splits = _download(
+        "fashion_mnist",
+        keras.datasets.fashion_mnist.load_data,
+        ", ".join(names),
+        "https://github.com/zalandoresearch/fashion-mnist",
+        os.path.join(_keras_home(), "datasets", "fashion-mnist"),
+    )
+    return _from_arrays("fashion_mnist", *splits[0], *splits[1], _FASHION)
+
+
+_IDX = ("images-idx3", "labels-idx1")
+
+
+def _load_cifar10():
+    """Read CIFAR-10 where Keras has unpacked it, or have Keras download it first."""
+    unpacked = os.path.join(_keras_home(), "datasets", "cifar-10-batches-py-target")
+    folder = os.path.join(unpacked, "cifar-10-batches-py")
+    if not os.path.isdir(folder):
+        _download(
+            "cifar10",
+            keras.datasets.cifar10.load_data,
+            "the unpacked cifar-10-python.tar.gz",
+            "https://www.cs.toronto.edu/~kriz/cifar.html",
+            unpacked,
+        )
+    batches = [_read_cifar(folder, f"data_batch_{i}") for i in range(1, 6)]
+    x_train, y_train = (np.concatenate(arrays) for arrays in zip(*batches))
+    test = _read_cifar(folder, "test_batch")
+    return _from_arrays("cifar10", x_train, y_train, *test, _CIFAR10)
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Reads pickles of NumPy arrays, and refuses everything that could run code."""
+
+    def find_class(self, module, name):
+        module = module.replace("numpy._core", "numpy.core")
+        if (module, name) in (("numpy", "ndarray"), ("numpy", "dtype")):
+            return getattr(np, name)
+        if (module, name) == ("numpy.core.multiarray", "_reconstruct"):
+            return np.zeros(0).__reduce__()[0]
+        if (module, name) == ("_codecs", "encode"):
+            return lambda text, coding: text.encode(coding)
+        raise pickle.UnpicklingError(f"refused: {module}.{name}")
+
+
+def _read_cifar(folder, name):
+    """Read one batch in CIFAR-10's own format."""
+    path = os.path.join(folder, name)
+    with open(path, "rb") as file:
+        content = file.read()
+    try:
+        batch = _ArraysOnly(io.BytesIO(content), encoding="bytes").load()
+        x = batch[b"data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+        return x, np.asarray(batch[b"labels"], "uint8")
+    except Exception as error:  # whatever a damaged file makes the reader raise
+        raise ValueError(f"{path}: not a batch of CIFAR-10: {error}") from error
+
+
+# Pictures ----------------------------------------------------------------------------
+
+
+def read_picture(path):
+    """Read a picture in the way it is meant to be seen.
+
+    The first frame is taken, the rotation of EXIF data is applied, 16-bit grey is
+    scaled, and what is transparent shows white.
+
+    Args:
+        path: str. PNG, JPEG, BMP or GIF.
+
+    Returns:
+        A Pillow image of mode `L` or `RGB`.
+
+    Raises:
+        ValueError: if it can't be read, or claims more than `LARGEST_PICTURE` pixels.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about size, which is checked here
+            with Image.open(path) as picture:
+                if math.prod(picture.size) > LARGEST_PICTURE:
+                    raise ValueError(f"{picture.width} x {picture.height} pixels")
+                picture.load()
+                picture = ImageOps.exif_transpose(picture)
+        if picture.mode.startswith("I") or picture.mode == "F":
+            full = 65535 if picture.mode.startswith("I") else 1
+            values = np.clip(np.asarray(picture, "float32") / full, 0, 1)
+            return Image.fromarray(np.round(values * 255).astype("uint8"))
+        if picture.has_transparency_data:
+            picture = picture.convert("RGBA")
+            white = Image.new("RGBA", picture.size, "white")
+            picture = Image.alpha_composite(white, picture).convert("RGB")
+        return picture.convert("L" if picture.mode in ("1", "L") else "RGB")
+    except Exception as error:  # whatever a damaged picture makes Pillow raise
+        raise ValueError(f"{path}: not a readable picture ({error})") from error
+
+
+def load_folder(path, image_size=None, color="auto", test_share=0.2, seed=0):
+    """Load a folder of pictures, one sub-folder a class.
+
+    The sub-folders stand in the folder itself, or under `train` and `test` in it.
+    Without those a share of each class is drawn for the test. A picture that can't be
+    read is named and left out. What was read is cached in Keras' directory
+    (`~/.keras`), until a file, or one of the arguments, changes.
+
+    Args:
+        path: str. The folder.
+        image_size: pair of int, optional. Height and width that the pictures are
+            scaled to. Defaults to their own, where all have the same; else to 32, 32.
+        color: `"gray"`, `"rgb"`, or `"auto"`: grey where no picture has a colour.
+        test_share: float in (0, 1). Defaults to 0.2.
+        seed: int. Draws the pictures of the test. Defaults to 0.
+
+    Returns:
+        A `Data`; the names of the sub-folders are the class names.
+
+    Raises:
+        OSError: if the folder can't be read.
+        ValueError: if it holds no such pictures.
+    """
+    roots = [os.path.join(path, split) for split in ("train", "test")]
+    divided = all(map(os.path.isdir, roots))
+    roots = roots if divided else [path]
+    names = sorted({name for root in roots for name in _sub_folders(root)})
+    if len(names) < 2:
+        raise ValueError(
+            f"{path}: needs a sub-folder of pictures for each of two classes or more, "
+            f"found {', '.join(names) or 'none'}"
+        )
+    files, labels, splits = [], [], []
+    for split, root in enumerate(roots):
+        for label, name in enumerate(names):
+            found = _pictures(os.path.join(root, name))
+            if not found:
+                raise ValueError(f"{os.path.join(root, name)}: holds no pictures")
+            files += found
+            labels += [label] * len(found)
+            splits += [split] * len(found)
+    images, readable = _read_cached(path, files, image_size, color)
+    labels, splits = np.array(labels)[readable], np.array(splits)[readable]
+    if not divided:
+        splits = _draw_test(labels, test_share, seed)
+    for label, name in enumerate(names):
+        if not (labels == label).any():
+            raise ValueError(f"{os.path.join(path, name)}: holds no readable pictures")
+    train, test = (np.flatnonzero(splits == split) for split in (0, 1))
+    if not len(train) or not len(test):
+        raise ValueError(f"{path}: too few pictures for a training and a test set")
+    names_of = np.array(names)[labels]
+    return _from_arrays(
+        path, images[train], names_of[train], images[test], names_of[test]
+    )
+
+
+def pictures_under(path):
+    """Return the paths of the pictures in a folder and those below it, sorted."""
+    return sorted(
+        os.path.join(folder, name)
+        for folder, _, names in os.walk(path)
+        for name in names
+        if name.lower().endswith(PICTURES)
+    )
+
+
+def _sub_folders(path):
+    return [
+        entry.name
+        for entry in os.scandir(path)
+        if entry.is_dir() and not entry.name.startswith(".")
+    ]
+
+
+def _pictures(path):
+    """The pictures of a class, sorted, with what tells whether they changed."""
+    if not os.path.isdir(path):
+        return []
+    return sorted(
+        (entry.path, entry.stat().st_size, entry.stat().st_mtime_ns)
+        for entry in os.scandir(path)
+        if entry.name.lower().endswith(PICTURES) and not entry.name.startswith(".")
+    )
+
+
+def _draw_test(labels, share, seed):
+    """Draw a share of each class for the test, at least one picture of two."""
+    rng = np.random.default_rng(seed)
+    splits = np.zeros(len(labels), int)
+    for label in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        count = min(max(1, round(share * len(members))), len(members) - 1)
+        splits[members[:count]] = 1
+    return splits
+
+
+def _read_cached(path, files, image_size, color):
+    """Read pictures to one array, or take it from the cache.
+
+    Returns:
+        `(images, readable)`: uint8 `(n, height, width, channels)`, and the indices of
+        the files that they are from.
+    """
+    relative = [(os.path.relpath(f, path), *rest) for f, *rest in files]
+    key = json.dumps([relative, image_size, color, LARGEST_PICTURE])
+    name = hashlib.sha256(key.encode()).hexdigest()[:24] + ".npz"
+    cached = os.path.join(_keras_home(), "capsnet", name)
+    try:
+        with np.load(cached, allow_pickle=False) as file:
+            images, readable = file["images"], file["readable"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        images, readable = _read_pictures(path, files, image_size, color)
+        _write_cache(cached, images=images, readable=readable)
+    if len(readable) < len(files):
+        missing = len(files) - len(readable)
+        print(f"{path}: {missing} of {len(files)} pictures are not readable")
+    return images, readable
+
+
+def _write_cache(path, **arrays):
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+            dir=os.path.dirname(path), suffix=".tmp", delete=False
+        ) as file:
+            np.savez(file, **arrays)
+        os.replace(file.name, path)
+    except OSError as error:
+        print(f"The pictures are not cached ({error}): the next start reads them again")
+
+
+def _read_pictures(path, files, image_size, color):
+    """Read pictures to one array of one size, see `_read_cached`."""
+    pictures, readable = [], []
+    size = image_size and tuple(reversed(image_size))  # width and height, as Pillow's
+    progress = keras.utils.Progbar(len(files), unit_name="picture")
+    for index, (file, *_) in enumerate(files):
+        try:
+            picture = read_picture(file)
+        except ValueError as error:
+            print(f"\nLeft out: {error}")
+            continue
+        if size is None and pictures and picture.size != pictures[0].size:
+            size = (32, 32)
+            print(
+                f"\n{path}: pictures of several sizes, scaled to 32 x 32 (image_size)"
+            )
+            pictures = [other.resize(size) for other in pictures]
+        if size is not None and picture.size != size:
+            picture = picture.resize(size)
+        readable.append(index)
+        pictures.append(picture)
+        if len(files) >= 1000 and index % 100 == 99:
+            progress.update(index + 1)
+    if not pictures:
+        raise ValueError(f"{path}: holds no readable pictures")
+    if color == "auto":
+        color = "gray" if all(map(_is_gray, pictures)) else "rgb"
+    mode = "L" if color == "gray" else "RGB"
+    images = np.stack([np.asarray(picture.convert(mode)) for picture in pictures])
+    return images.reshape(*images.shape[:3], -1), np.array(readable)
+
+
+def _is_gray(picture):
+    if picture.mode == "L":
+        return True
+    red, green, blue = (np.asarray(channel) for channel in picture.split())
+    return np.array_equal(red, green) and np.array_equal(green, blue)
+
+
+def fit_picture(picture, shape, like_mnist=False, invert=True):
+    """Fit a picture to the images that a model was trained on.
+
+    Args:
+        picture: Pillow image of mode `L` or `RGB`.
+        shape: `(height, width, channels)` of the model.
+        like_mnist: bool. Whether to prepare it as the digits of MNIST were: what is
+            drawn is scaled to 20 / 28 of the side, its aspect kept, and its centre of
+            mass is put into the middle. A picture that has the shape already is left as
+            it is. Defaults to False, which scales the whole picture.
+        invert: bool. Whether dark drawings on a light ground are inverted, with
+            `like_mnist`. Defaults to True.
+
+    Returns:
+        float32 array of `shape`, in [0, 1].
+    """
+    height, width, channels = shape
+    picture = picture.convert("L" if channels == 1 else "RGB")
+    if not like_mnist or channels != 1:
+        if picture.size != (width, height):
+            picture = picture.resize((width, height))
+        return np.asarray(picture, "float32").reshape(shape) / 255
+    pixels = np.asarray(picture, "float32") / 255
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    if invert and np.median(border) > 0.5:
+        pixels = 1 - pixels
+        border = 1 - border
+    if picture.size == (width, height):
+        return pixels.reshape(shape)
+    pixels = np.clip(pixels - np.median(border), 0, 1)  # an even ground is black
+    inked = pixels > 0.05 * pixels.max()
+    if not inked.any():
+        return np.zeros(shape, "float32")
+    rows, columns = (np.flatnonzero(inked.any(axis)) for axis in (1, 0))
+    drawn = pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    scale = 20 / 28 * min(height / drawn.shape[0], width / drawn.shape[1])
+    size = [max(1, round(side * scale)) for side in drawn.shape]
+    drawn = Image.fromarray(drawn).resize(size[::-1], Image.Resampling.BICUBIC)
+    drawn = np.clip(np.asarray(drawn), 0, 1)
+    drawn = drawn / drawn.max()
+    corner = []
+    for axis, (side, full) in enumerate(zip(size, (height, width))):
+        mass = drawn.sum(1 - axis)  # its mean is at pixel 14 of 28 in MNIST
+        center = (mass * np.arange(side)).sum() / mass.sum()
+        corner.append(int(np.clip(round(full / 2 - center), 0, full - side)))
+    fitted = np.zeros(shape, "float32")
+    top, left = corner
+    fitted[top : top + size[0], left : left + size[1], 0] = drawn
+    return fitted
+
+
+# Shifts and batches ------------------------------------------------------------------
 
 
 def shift_images(images, shifts, xp=np):
@@ -159,6 +587,7 @@ class TrainingBatches(keras.utils.PyDataset):
         on_device: bool. Whether `x` and `y` live on the accelerator. Defaults to False.
         with_images: bool. False gives `(x, y)`, for a model that takes only images and
             gives only classes. Defaults to True.
+        workers: int. Threads that prepare batches. Defaults to 1.
     """
 
     def __init__(
@@ -170,8 +599,9 @@ class TrainingBatches(keras.utils.PyDataset):
         seed=0,
         on_device=False,
         with_images=True,
+        workers=1,
     ):
-        super().__init__()
+        super().__init__(workers=workers)
         self.with_images = with_images
         self.xp = keras.ops if on_device else np
         self.placed = keras.ops.convert_to_tensor if on_device else np.asarray

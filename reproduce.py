@@ -88,10 +88,7 @@ def baseline_cnn(input_shape, n_class):
 
 def load(args):
     """Return the data set; with `--held_out` its training part alone, cut in two."""
-    if args.dataset == "mnist":
-        data = datasets.load_mnist()
-    else:
-        data = datasets.load_npz(args.dataset)
+    data = datasets.load(args.dataset)[:2]
     if not args.held_out:
         return data
     (x, y), _ = data
@@ -149,16 +146,17 @@ def run(args, variant, seed, data):
         The row for the table, a dict; None if the run was paused.
     """
     options = run_options(args, variant, seed)
-    print(f"{variant}, recipe {args.recipe}, seed {seed}: {options.save_dir}", flush=True)
+    print(
+        f"{variant}, recipe {args.recipe}, seed {seed}: {options.save_dir}", flush=True
+    )
     train_model, eval_model = build(variant, options, data)
     capsulenet.train(train_model, data, options)
     log = read_rows(os.path.join(options.save_dir, "log.csv"))
     if len(log) < options.epochs:
         return None
     x_test, y_test = data[1]
-    predicted = capsulenet.predict_in_batches(eval_model, [x_test])
-    lengths = predicted[0] if isinstance(predicted, (list, tuple)) else predicted
-    wrong = int(np.sum(lengths.argmax(1) != y_test.argmax(1)))
+    predicted, _, _ = capsulenet.predict(eval_model, x_test)
+    wrong = int(np.sum(predicted != y_test.argmax(1)))
     return {
         "variant": variant,
         "recipe": args.recipe,
@@ -233,8 +231,8 @@ def table(rows):
     lines = []
     for epochs, recipe in kinds or [(50, "default")]:
         lines += [
-            f"Test error in percent after {epochs} epochs, recipe `{recipe}`: mean "
-            "(standard deviation), number of trials.",
+            f"Test error in percent after {epochs} epochs, recipe `{recipe}`:",
+            "mean (standard deviation), number of trials.",
             "",
             "| | routings | reconstruction | here | CapsNet-Keras | paper |",
             "|---|---|---|---|---|---|",
@@ -284,7 +282,9 @@ def parse(argv=None):
         help=f"train on the training images but {HELD_OUT}, and test on those",
     )
     add("--runs", default="runs", help="directory for the runs")
-    add("--csv", help="the finished runs; default: mnist.csv or held_out.csv in result/")
+    add(
+        "--csv", help="the finished runs; default: mnist.csv or held_out.csv in result/"
+    )
     add("--table", action="store_true", help="print the table of --csv and stop")
     args, flags = parser.parse_known_args(argv)
     args.flags = flags

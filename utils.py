@@ -79,6 +79,92 @@ def plot_log(filename, show=True):
         plt.show(block=False)
 
 
+def plot_confusion(counts, names, path):
+    """Draw how often which class was taken for which.
+
+    Args:
+        counts: int array `(n_class, n_class)`: images of the class of the row that were
+            taken for that of the column.
+        names: list of str. The classes.
+        path: str. The picture to write.
+    """
+    n = len(names)
+    side = min(20, 3 + 0.45 * n)
+    figure = Figure(figsize=(side + 1, side))
+    axes = figure.subplots()
+    mistakes = np.where(np.eye(n, dtype=bool), 0, counts)
+    axes.imshow(mistakes, cmap="Reds", vmax=max(1, mistakes.max()))
+    if n <= 30:
+        for row, column in zip(*np.nonzero(counts)):
+            axes.text(
+                column, row, counts[row, column], ha="center", va="center", size=8
+            )
+        axes.set_xticks(range(n), names, rotation=90)
+        axes.set_yticks(range(n), names)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    wrong, total = mistakes.sum(), counts.sum()
+    axes.set_title(f"{wrong} of {total} images misread")
+    figure.tight_layout()
+    figure.savefig(path, dpi=100)
+
+
+def plot_mistakes(images, true, predicted, names, path, most=50):
+    """Draw misread images, each with its true and its predicted class.
+
+    Args:
+        images: array `(n, height, width, channels)`, in [0, 1].
+        true: int array `(n,)`.
+        predicted: int array `(n,)`.
+        names: list of str. The classes.
+        path: str. The picture to write.
+        most: int. Images that are shown at most. Defaults to 50.
+    """
+    titles = [f"{names[t]} as {names[p]}" for t, p in zip(true, predicted)]
+    shown = min(most, len(images))
+    heading = f"{shown} of {len(images)} misread images: true as predicted"
+    _draw_images([images[:shown]], titles[:shown], heading, path)
+
+
+def plot_predictions(images, reconstructions, titles, path, most=50):
+    """Draw images above their reconstructions, with titles.
+
+    Args:
+        images: array `(n, height, width, channels)`, in [0, 1].
+        reconstructions: array of that shape, or None.
+        titles: list of str.
+        path: str. The picture to write.
+        most: int. Images that are shown at most. Defaults to 50.
+    """
+    rows = [images] if reconstructions is None else [images, reconstructions]
+    heading = (
+        "pictures" if reconstructions is None else "pictures, reconstructions below"
+    )
+    _draw_images([row[:most] for row in rows], titles[:most], heading, path)
+
+
+def _draw_images(rows, titles, heading, path, width=10):
+    """Draw a grid; each place has the images of that index in `rows`, and a title."""
+    count = len(titles)
+    columns = max(1, min(width, count))
+    lines = max(1, math.ceil(count / columns))
+    figure = Figure(
+        figsize=(max(5, 1.2 * columns), 0.6 + (0.4 + len(rows)) * 1.1 * lines)
+    )
+    places = figure.subplots(lines, columns, squeeze=False).ravel()
+    for index, axes in enumerate(places):
+        axes.axis("off")
+        if index < count:
+            image = np.concatenate([np.clip(row[index], 0, 1) for row in rows])
+            axes.imshow(
+                image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray"
+            )
+            axes.set_title(titles[index], fontsize=8)
+    figure.suptitle(heading, fontsize=9)
+    figure.tight_layout()
+    figure.savefig(path, dpi=100)
+
+
 def save_image(image, path):
     """Save an image, and show it as `plot_log` shows its picture.
 

@@ -116,7 +116,7 @@ def test_mask_multiplies_by_labels_that_are_not_one_hot(dtype):
 def test_routing_gives_the_recorded_outputs_and_gradients(
     recorded, routings, block_bytes, monkeypatch
 ):
-    monkeypatch.setattr(capsulelayers, "_BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(capsulelayers, "ROUTING_BLOCK_BYTES", block_bytes)
     layer = capsule_layer(recorded["caps_W"], routings=routings)
     output, gradients = output_and_gradients(layer, recorded["caps_in"], sum_of_squares)
     np.testing.assert_allclose(output, recorded[f"caps_out_r{routings}"], atol=1e-5)
@@ -131,7 +131,7 @@ def test_routing_in_blocks_trains_as_without(monkeypatch, routing_gradient):
     W = array(3, 10, 5, 4, scale=0.3)
     trained = []
     for block_bytes in (2**26, 300):  # one block, and four with two capsules to spare
-        monkeypatch.setattr(capsulelayers, "_BLOCK_BYTES", block_bytes)
+        monkeypatch.setattr(capsulelayers, "ROUTING_BLOCK_BYTES", block_bytes)
         layer = CapsuleLayer(3, 5, routing_gradient=routing_gradient)
         model = keras.Sequential([keras.Input((10, 4)), layer])
         layer.set_weights([W])

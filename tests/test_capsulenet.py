@@ -579,3 +579,61 @@ def test_lengths_are_probabilities():
 def test_describe_names_the_forms():
     line = capsulenet.describe(small_capsnet(conv="patches")[0])
     assert "conv1 patches, primarycap_conv2d patches" in line
+
+
+# Prediction --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("about", [True, False], ids=["with sizes", "without"])
+def test_a_file_of_weights_brings_its_own_network(trained, tmp_path, about):
+    path = os.path.join(trained.save_dir, "trained_model.h5")
+    trio = trained.trio
+    if not about:  # as CapsNet-Keras writes it; the routings are then three
+        trio = small_capsnet(routings=3)
+        path = str(tmp_path / "plain.h5")
+        save_weights(trio[0], path)
+    (_, model, _), found = capsulenet.load_model(path)
+    images = trained.data[1][0]
+    classes, lengths, reconstructions = capsulenet.predict(model, images)
+    expected, pictures = trio[1].predict(images, verbose=0)
+    np.testing.assert_allclose(lengths, expected, atol=1e-6)
+    np.testing.assert_allclose(reconstructions, pictures, atol=1e-6)
+    np.testing.assert_array_equal(classes, expected.argmax(1))
+    assert found == {"class_names": ["0", "1", "2"], "like_mnist": False}
+
+
+def test_class_names_travel_with_the_weights(tmp_path):
+    names = ["bar", "pole", "block"]
+    train(small_capsnet()[0], small_data(), options(tmp_path, class_names=names))
+    path = str(tmp_path / "trained_model.h5")
+    assert capsulenet.load_model(path)[1]["class_names"] == names
+
+
+def test_images_of_another_shape_are_refused():
+    with pytest.raises(
+        ValueError, match=r"\(12, 12, 3\): the model takes \(12, 12, 1\)"
+    ):
+        capsulenet.predict(small_capsnet()[1], np.zeros((2, 12, 12, 3)))
+
+
+def test_a_network_without_decoder_gives_lengths_alone(tmp_path):
+    model, evaluation, none = small_capsnet(decoder=False)
+    assert none is None and model.output_shape == (None, 3)
+    data = small_data()
+    train(model, data, options(tmp_path))
+    test(evaluation, data[1], options(tmp_path))
+    assert not (tmp_path / "real_and_recon.png").exists()
+    (loaded, _, _), _ = capsulenet.load_model(str(tmp_path / "trained_model.h5"))
+    assert_same_weights(loaded, model)
+
+
+def test_a_step_that_exceeds_the_machine_is_warned_of(monkeypatch):
+    model = small_capsnet()[0]
+    model.compile(loss="mse")
+    sizes = [capsulenet.step_memory(model, batch) for batch in (10, 1000, 2000)]
+    assert sizes[0] < sizes[1] and sizes[2] > 1.5 * sizes[1]
+    monkeypatch.setattr(capsulenet, "machine_memory", lambda: 10**9)
+    assert "Warning" not in capsulenet.describe(model, 10)
+    monkeypatch.setattr(capsulenet, "machine_memory", lambda: 10**5)
+    text = capsulenet.describe(model, 10)
+    assert "--batch_size" in text and "parameters" in text

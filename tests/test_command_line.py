@@ -1,6 +1,7 @@
 """The command line as a user runs it: processes, files and exit codes."""
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -12,16 +13,18 @@ from conftest import ROOT
 from PIL import Image
 
 import capsulenet
+import datasets
 
 BACKENDS = [n for n in ("tensorflow", "jax", "torch") if importlib.util.find_spec(n)]
 
 
-def run(*args, cwd, backend=None):
+def run(*args, cwd, backend=None, **environment):
     """Run `python capsulenet.py` and return the finished process."""
     return subprocess.run(
         [sys.executable, os.path.join(ROOT, "capsulenet.py"), *map(str, args)],
         cwd=cwd,
-        env={**os.environ, "KERAS_BACKEND": backend or keras.backend.backend()},
+        env={**os.environ, "KERAS_BACKEND": backend or keras.backend.backend()}
+        | environment,
         stdin=subprocess.DEVNULL,
         check=False,
         capture_output=True,
@@ -80,7 +83,9 @@ def test_testing_without_weights_says_so_and_goes_on(tmp_path, digits):
     assert done.returncode == 0, done.stderr
     assert "random weights" in done.stdout and "Test acc:" in done.stdout
     assert sorted(os.listdir(tmp_path / "result")) == [
+        "confusion.png",
         "manipulate-2.png",
+        "mistakes.png",
         "real_and_recon.png",
     ]
 
@@ -122,7 +127,13 @@ def foreign(tmp_path):
         ("--lr -0.1", "--lr -0.1: must be at least 0"),
         ("--no_such_flag", "--no_such_flag"),
         ("--save_dir file/dir", "--save_dir file/dir: can't be written"),
-        ("--dataset nowhere.npz", "nowhere.npz: No such file"),
+        ("--dataset nowhere.npz", "nowhere.npz: no such file or folder"),
+        ("--image_size 3x4x5", "invalid _image_size value"),
+        ("--test_share 1", "--test_share 1.0: must be above 0 and below 1"),
+        ("--dataset .", "needs a sub-folder of pictures for each of two classes"),
+        ("--predict file", "--predict: needs weights"),
+        ("--predict file -w nowhere.h5", "nowhere.h5: No such file"),
+        ("--predict file -w foreign.h5", "foreign.h5: not a readable weights file"),
         ("-t -w nowhere.h5", "nowhere.h5: No such file"),
         ("-t -w .", "Is a directory"),
         ("-t -w foreign.h5", "foreign.h5: not a readable weights file"),
@@ -144,8 +155,8 @@ def test_bad_input_is_one_clear_line(args, message, foreign, monkeypatch, capsys
 
 def test_damaged_mnist_is_one_clear_line(tmp_path, monkeypatch, capsys):
     (tmp_path / "mnist.npz").write_bytes(b"damaged")
-    load = capsulenet.load_mnist
-    monkeypatch.setattr(capsulenet, "load_mnist", lambda: load(tmp_path / "mnist.npz"))
+    load = datasets.load_mnist
+    monkeypatch.setattr(datasets, "load_mnist", lambda: load(tmp_path / "mnist.npz"))
     with pytest.raises(SystemExit) as caught:
         capsulenet.main(["--save_dir", str(tmp_path / "out")])
     assert caught.value.code == 2
@@ -169,3 +180,69 @@ def test_defaults_are_those_of_capsnet_keras():
         "weights": None,
     }
     assert expected.items() <= defaults.items()
+
+
+# Your own pictures -------------------------------------------------------------------
+
+
+def test_a_folder_of_digits_from_training_to_prediction(tmp_path):
+    (x, y), _ = capsulenet.load_mnist()
+    for digit, name in enumerate(("zero", "one", "two")):
+        (tmp_path / "digits" / name).mkdir(parents=True)
+        for i in np.flatnonzero(y.argmax(1) == digit)[:60]:
+            picture = Image.fromarray((x[i, 4:24, 4:24, 0] * 255).astype("uint8"))
+            picture.save(tmp_path / "digits" / name / f"{i}.png")
+    (tmp_path / "digits" / "two" / "broken.png").write_bytes(b"not a picture")
+    home = {"KERAS_HOME": str(tmp_path / "home")}
+    flags = ("--dataset", "digits", "--save_dir", "out", "--seed", 1, "--routings", 2)
+    done = run(*flags, "--epochs", 5, "--batch_size", 12, cwd=tmp_path, **home)
+    assert done.returncode == 0, done.stderr
+    assert "1 of 181 pictures are not readable" in done.stdout
+    weights = os.path.join("out", "trained_model.h5")
+    done = run(*flags, "-t", "-w", weights, cwd=tmp_path, **home)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout.split("Test acc: ")[1].split()[0]) > 0.9
+    assert {"confusion.png", "mistakes.png"} <= set(os.listdir(tmp_path / "out"))
+
+    first = sorted((tmp_path / "digits" / "one").iterdir())[:2]
+    done = run(
+        *("--predict", *first, "digits/two", "--json", "-w", weights),
+        *("--save_dir", "seen"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line[0] == "{"]
+    assert len(lines) == 62 and "broken.png" in done.stderr
+    assert [line["file"] for line in lines[:2]] == list(map(str, first))
+    right = [
+        line["class"] == name for line, name in zip(lines, ["one"] * 2 + ["two"] * 60)
+    ]
+    assert np.mean(right) > 0.9
+    assert len(lines[0]["lengths"]) == 3
+    assert (tmp_path / "seen" / "predictions.png").exists()
+    done = run("--predict", *first, "-w", weights, cwd=tmp_path)
+    assert done.stdout.count("one ") >= 2 and str(first[0]) in done.stdout
+
+
+def test_colour_pictures_of_three_classes(tmp_path):
+    rng = np.random.default_rng(0)
+    for channel, name in enumerate(("red", "green", "blue")):
+        (tmp_path / "squares" / name).mkdir(parents=True)
+        for i in range(8):
+            picture = rng.integers(0, 90, (64, 64, 3), "uint8")
+            picture[20:44, 20:44, channel] += 150
+            Image.fromarray(picture).save(tmp_path / "squares" / name / f"{i}.jpg")
+    home = {"KERAS_HOME": str(tmp_path / "home")}
+    common = ("--dataset", "squares", "--save_dir", "out", "--batch_size", 4)
+    done = run(
+        *(*common, "--epochs", 2, "-r1", "--image_size", 32), cwd=tmp_path, **home
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2048 primary capsules" in done.stdout
+    done = run(
+        *("--predict", "squares", "-w", "out/trained_model.h5", "--json"), cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line[0] == "{"]
+    assert len(lines) == 24
+    assert set(lines[0]["lengths"]) == {"red", "green", "blue"}

@@ -27,7 +27,7 @@ def test_every_flag_and_its_default_are_documented():
     table = dict(
         re.findall(r"^\| (?:`-\w`, )?`(--\w+)` \| ([^|]*) \|", README, re.MULTILINE)
     )
-    words = {None: ("none", "drawn"), False: ("off",), True: ("off",)}
+    words = {"None": ("none", "drawn"), "False": ("off",), "True": ("off",)}
     actions = {
         action.option_strings[-1]: action.default
         for action in capsulenet.build_parser()._actions
@@ -35,4 +35,4 @@ def test_every_flag_and_its_default_are_documented():
     }
     assert table.keys() == actions.keys()
     for flag, default in actions.items():
-        assert table[flag].strip("`") in words.get(default, (str(default),)), flag
+        assert table[flag].strip("`") in words.get(str(default), (str(default),)), flag

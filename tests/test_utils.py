@@ -74,3 +74,31 @@ def test_windows_open_for_a_person_alone_and_never_block(
     with Image.open(tmp_path / "image.png") as picture:
         assert picture.size == (6, 4) and np.unique(picture) == [51]
     assert (tmp_path / "log.png").exists()
+
+
+def colours(path):
+    with Image.open(path) as picture:
+        pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
+        return picture.size, len(np.unique(pixels, axis=0))
+
+
+def test_confusion_and_mistakes_are_drawn(tmp_path):
+    counts = np.array([[5, 2], [0, 7]])
+    utils.plot_confusion(counts, ["ape", "bee"], tmp_path / "confusion.png")
+    assert colours(tmp_path / "confusion.png")[1] > 10
+    for n in (0, 1, 70):
+        images, zeros = np.random.random((n, 8, 8, 3)), np.zeros(n, int)
+        path = tmp_path / f"mistakes-{n}.png"
+        utils.plot_mistakes(images, zeros, zeros + 1, ["ape", "bee"], path)
+        assert path.exists()
+    assert colours(tmp_path / "mistakes-70.png")[0][1] > 500
+
+
+def test_predictions_are_drawn_with_and_without_reconstructions(tmp_path):
+    images = np.random.random((3, 8, 8, 1))
+    sizes = []
+    for reconstructions in (None, images):
+        path = tmp_path / "predictions.png"
+        utils.plot_predictions(images, reconstructions, list("abc"), path)
+        sizes.append(colours(path)[0][1])
+    assert sizes[1] > sizes[0]

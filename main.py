@@ -1,0 +1,249 @@
+"""CapsNet, spoken with the flags of the public PyTorch CapsNet (capsule-net-pytorch).
+
+    python main.py
+    python main.py --epochs 30 --num-routing 1 --threads 16
+
+The network, its training and its test are those of `capsulenet.py`.
+
+References:
+    Chee. capsule-net-pytorch. https://github.com/cedrickchee/capsule-net-pytorch,
+        whose flags and defaults these are.
+"""
+
+import argparse
+import contextlib
+import os
+
+
+def _yes_or_no(text):
+    """Turn yes/no, true/false or 1/0 into a bool."""
+    known = {"yes": True, "true": True, "1": True}
+    known |= {"no": False, "false": False, "0": False}
+    if text.lower() not in known:
+        raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(known)}")
+    return known[text.lower()]
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports errors in one line."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def build_parser():
+    """Return the command line's parser."""
+    parser = _Parser(
+        description="CapsNet with the flags of the PyTorch CapsNet.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--epochs", default=10, type=int, help="epochs to train")
+    add(
+        "--lr",
+        default=0.01,
+        type=float,
+        help="learning rate of the optimizer Lamb, constant. (Adam at 0.01 kills this "
+        "network: every capsule grows to length one within 20 steps.)",
+    )
+    add("--batch-size", default=128, type=int, help="images a training step")
+    add("--test-batch-size", default=128, type=int, help="images a test step")
+    add("--log-interval", default=10, type=int, help="batches between two log lines")
+    add("--no-cuda", action="store_true", help="stay on the CPU")
+    add("--threads", default=4, type=int, help="threads that prepare batches")
+    add("--seed", default=42, type=int, help="makes a run repeatable")
+    add("--num-conv-out-channel", default=256, type=int, help="first convolution's")
+    add("--num-conv-in-channel", default=1, type=int, help="1 for grey, 3 for colour")
+    add("--num-primary-unit", default=8, type=int, help="primary capsule's dimension")
+    add(
+        "--primary-unit-size", default=1152, type=int, help="number of primary capsules"
+    )
+    add("--num-classes", default=10, type=int, help="number of classes")
+    add("--output-unit-size", default=16, type=int, help="class capsule's dimension")
+    add("--num-routing", default=3, type=int, help="routing iterations, at least 1")
+    add(
+        "--use-reconstruction-loss",
+        default=True,
+        nargs="?",
+        const=True,
+        type=_yes_or_no,
+        help="yes/no, true/false or 1/0; no builds the model without a decoder",
+    )
+    add(
+        "--regularization-scale",
+        default=0.0005,
+        type=float,
+        help="weight of the sum of squared errors of an image's reconstruction",
+    )
+    add("--dataset", default="mnist", help="as capsulenet.py --dataset")
+    add("--input-width", default=28, type=int, help="width of the images")
+    add("--input-height", default=28, type=int, help="height of the images")
+    add("--save-dir", default="./results", help="directory for everything written")
+    return parser
+
+
+def primary_channels(args, kernel_size=9, strides=2):
+    """Return the capsules at each position that make `--primary-unit-size` in all.
+
+    Args:
+        args: namespace of the command line.
+        kernel_size: int. Side of both convolutions' kernels. Defaults to 9.
+        strides: int. Stride of the second. Defaults to 2.
+
+    Raises:
+        ValueError: if the image size can't give that number of capsules.
+    """
+    sides = (args.input_height, args.input_width)
+    places = [(side - 2 * (kernel_size - 1) - 1) // strides + 1 for side in sides]
+    if min(places) < 1:
+        raise ValueError(
+            f"--input-width {args.input_width} --input-height {args.input_height}: at "
+            f"least {2 * kernel_size - 1} x {2 * kernel_size - 1} pixels are needed"
+        )
+    positions = places[0] * places[1]
+    if args.primary_unit_size < 1 or args.primary_unit_size % positions:
+        values = ", ".join(str(positions * n) for n in (1, 2, 3))
+        raise ValueError(
+            f"--primary-unit-size {args.primary_unit_size}: images of "
+            f"{args.input_width} x {args.input_height} give multiples of {positions}: "
+            f"{values}, ... ({positions * 32} with 32 channels)"
+        )
+    return args.primary_unit_size // positions
+
+
+def over_all_devices():
+    """Say what is computed on, and return the scope that models are to be built in.
+
+    Specific to the backend: `tf.distribute.MirroredStrategy` and
+    `keras.distribution.DataParallel`; PyTorch takes one GPU.
+    """
+    import keras
+
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        count = len(tf.config.list_physical_devices("GPU"))
+        if count > 1:
+            print(f"Data-parallel over {count} GPUs")
+            return tf.distribute.MirroredStrategy().scope()
+    elif backend == "jax":
+        count = len(keras.distribution.list_devices("gpu"))
+        if count > 1:
+            print(f"Data-parallel over {count} GPUs")
+            keras.distribution.set_distribution(keras.distribution.DataParallel())
+            return contextlib.nullcontext()
+    else:
+        import torch
+
+        count = torch.cuda.device_count()
+    print("On one GPU" if count else "On the CPU: no GPU is visible")
+    return contextlib.nullcontext()
+
+
+def training_options(args):
+    """Return the options of `capsulenet.train` that say the same."""
+    import capsulenet
+
+    options = capsulenet.build_parser().parse_args([])
+    pixels = args.input_width * args.input_height * args.num_conv_in_channel
+    vars(options).update(
+        epochs=args.epochs,
+        batch_size=args.batch_size,
+        test_batch_size=args.test_batch_size,
+        log_interval=args.log_interval,
+        threads=args.threads,
+        seed=args.seed,
+        optimizer="lamb",
+        lr=args.lr,
+        lr_decay=1.0,
+        lam_recon=args.regularization_scale * pixels,
+        routings=args.num_routing,
+        shift_fraction=0.0,
+        save_dir=args.save_dir,
+        dataset=args.dataset,
+        image_size=[args.input_height, args.input_width],
+        color="gray" if args.num_conv_in_channel == 1 else "rgb",
+        keep_checkpoints=0,
+        draw_reconstructions=args.use_reconstruction_loss,
+    )
+    return options
+
+
+def prepare(args):
+    """Check the flags and return `(train_model, eval_model), data, options`.
+
+    Raises:
+        OSError: if a file can't be read or written.
+        ValueError: if a flag has a value that it can't have.
+    """
+    import keras
+
+    import capsulenet
+    import datasets
+
+    for name in ("test_batch_size", "threads", "num_primary_unit", "num_classes"):
+        if getattr(args, name) < 1:
+            flag = name.replace("_", "-")
+            raise ValueError(f"--{flag} {getattr(args, name)}: must be at least 1")
+    if args.num_conv_in_channel not in (1, 3):
+        raise ValueError(
+            f"--num-conv-in-channel {args.num_conv_in_channel}: 1 (grey) or 3 (colour)"
+        )
+    options = training_options(args)
+    capsulenet.check_options(options)
+    channels = primary_channels(args)
+    data = datasets.load(
+        args.dataset, options.image_size, options.color, seed=args.seed
+    )
+    (x, y), options.class_names = data.train, list(data.class_names)
+    asked = (args.input_height, args.input_width, args.num_conv_in_channel)
+    if x.shape[1:] != asked:
+        raise ValueError(
+            f"--dataset {args.dataset}: has images of height, width, channels "
+            f"{x.shape[1:]}, not {asked}: see --input-height, --input-width, "
+            "--num-conv-in-channel"
+        )
+    if y.shape[1] != args.num_classes:
+        raise ValueError(
+            f"--num-classes {args.num_classes}: {args.dataset} has {y.shape[1]}"
+        )
+    keras.utils.set_random_seed(args.seed)
+    with over_all_devices():
+        models = capsulenet.CapsNet(
+            x.shape[1:],
+            args.num_classes,
+            args.num_routing,
+            filters=args.num_conv_out_channel,
+            n_channels=channels,
+            dim_primary=args.num_primary_unit,
+            dim_capsule=args.output_unit_size,
+            decoder=args.use_reconstruction_loss,
+        )
+    return models[:2], data, options
+
+
+def main(argv=None):
+    """Run the command line with the arguments `argv`, by default the program's own."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.no_cuda:  # before Keras is imported
+        os.environ |= {"CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}
+    import capsulenet
+
+    capsulenet.set_allocator()
+    try:
+        (train_model, eval_model), data, options = prepare(args)
+    except (OSError, ValueError) as error:
+        parser.error(" ".join(str(error).split()))
+    print(args)
+    for weight in train_model.weights:
+        print(f"{weight.path}: {tuple(weight.shape)}")
+    print(f"{train_model.count_params():,} parameters")
+    capsulenet.train(train_model, (data.train, data.test), options)
+    capsulenet.test(eval_model, data.test, options)
+
+
+if __name__ == "__main__":
+    main()
