@@ -20,7 +20,7 @@ FILES = ["test_capsulelayers.py", "test_capsulenet.py", "test_datasets.py"]
 @pytest.mark.parametrize("backend", OTHERS)
 def test_other_backend(backend):
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", *(f"tests/{name}" for name in FILES)],
+        [sys.executable, "-m", "pytest", "-q", "-n0", *(f"tests/{n}" for n in FILES)],
         cwd=ROOT,
         env={**os.environ, "KERAS_BACKEND": backend},
         check=False,

@@ -209,8 +209,10 @@ def test_without_routing_gradient_the_coefficients_are_constants():
 
 
 @pytest.mark.skipif(not TENSORFLOW, reason="reads TensorFlow's graph")
-def test_no_array_is_as_large_as_the_prediction_vectors():
+def test_no_array_is_as_large_as_the_prediction_vectors(monkeypatch):
     import tensorflow as tf
+
+    monkeypatch.setattr(capsulelayers, "ROUTING_BLOCK_BYTES", 2**26)  # one block
 
     B, J, I, O, D = 200, 20, 300, 16, 8
     layer = capsule_layer(array(J, I, O, D))
