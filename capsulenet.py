@@ -344,7 +344,7 @@ def train(model, data, args):
     """
     args = _with_defaults(args)
     check_options(args)
-    _make_save_dir(args.save_dir)
+    make_save_dir(args.save_dir)
     (x_train, y_train), validation_data = data
     checkpoint = _checkpoint_to_resume(args)
     if args.seed is None:
@@ -614,7 +614,7 @@ def test(model, data, args):
         The accuracy, a float in [0, 1].
     """
     args = _with_defaults(args)
-    _make_save_dir(args.save_dir)
+    make_save_dir(args.save_dir)
     x_test, y_test = data
     print("-" * 30 + "Begin: test" + "-" * 30)
     predicted, _, x_recon = predict(model, x_test)
@@ -666,7 +666,7 @@ def manipulate_latent(model, data, args):
     args = _with_defaults(args)
     x_test, y_test = data
     check_options(args, n_class=y_test.shape[1])
-    _make_save_dir(args.save_dir)
+    make_save_dir(args.save_dir)
     print("-" * 30 + "Begin: manipulate" + "-" * 30)
     candidates = np.flatnonzero(np.argmax(y_test, 1) == args.digit)
     if not len(candidates):
@@ -814,7 +814,7 @@ def predict_files(args):
             text = "  ".join(f"{name} {length:.3f}" for name, length in likeliest)
             print(f"{names[chosen]:<12}  {text:<42}  {path}")
     if args.save_dir != build_parser().get_default("save_dir"):
-        _make_save_dir(args.save_dir)
+        make_save_dir(args.save_dir)
         path = os.path.join(args.save_dir, "predictions.png")
         titles = [names[chosen] for chosen in classes]
         plot_predictions(images, reconstructions, titles, path)
@@ -1009,7 +1009,7 @@ def _draw_seed():
     return int(np.random.SeedSequence().entropy % 2**32)
 
 
-def _make_save_dir(path):
+def make_save_dir(path):
     """Make the directory and try that a file can be written there."""
     trial = os.path.join(path, f".{os.getpid()}.tmp")
     try:
@@ -1046,7 +1046,7 @@ def _prepare(args):
     )
     if args.weights is not None:
         load_weights(trio[0], args.weights)
-    _make_save_dir(args.save_dir)
+    make_save_dir(args.save_dir)
     return trio, data
 
 

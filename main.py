@@ -209,6 +209,7 @@ def prepare(args):
         raise ValueError(
             f"--num-classes {args.num_classes}: {args.dataset} has {y.shape[1]}"
         )
+    capsulenet.make_save_dir(args.save_dir)
     keras.utils.set_random_seed(args.seed)
     with over_all_devices():
         models = capsulenet.CapsNet(

@@ -234,11 +234,14 @@ def test_colour_pictures_of_three_classes(tmp_path):
             Image.fromarray(picture).save(tmp_path / "squares" / name / f"{i}.jpg")
     home = {"KERAS_HOME": str(tmp_path / "home")}
     common = ("--dataset", "squares", "--save_dir", "out", "--batch_size", 4)
+    done = run(*(*common, "--epochs", 2, "-r1"), cwd=tmp_path, **home)
+    assert done.returncode == 0, done.stderr
+    assert "18432 primary capsules" in done.stdout
     done = run(
-        *(*common, "--epochs", 2, "-r1", "--image_size", 32), cwd=tmp_path, **home
+        *(*common, "-t", "-r1", "-w", "out/trained_model.h5"), cwd=tmp_path, **home
     )
     assert done.returncode == 0, done.stderr
-    assert "2048 primary capsules" in done.stdout
+    assert "Test acc: " in done.stdout
     done = run(
         *("--predict", "squares", "-w", "out/trained_model.h5", "--json"), cwd=tmp_path
     )

@@ -171,6 +171,7 @@ def test_a_network_without_decoder(tmp_path, digits):
         ("--num-routing 0", "--routings 0: must be at least 1"),
         ("--threads 0", "--threads 0: must be at least 1"),
         ("--dataset nowhere", "no such file or folder"),
+        ("--save-dir /dev/null/a", "--save_dir /dev/null/a: can't be written"),
     ],
 )
 def test_bad_input_is_one_clear_line(args, message, tmp_path, monkeypatch, capsys):
