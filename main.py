@@ -120,25 +120,20 @@ def over_all_devices():
     """
     import keras
 
+    from capsulelayers import on_cpu
+
+    if on_cpu():
+        print("On the CPU: no GPU is visible")
+        return contextlib.nullcontext()
     backend = keras.backend.backend()
-    if backend == "tensorflow":
+    count = 1 if backend == "torch" else len(keras.distribution.list_devices("gpu"))
+    print("On one GPU" if count == 1 else f"Data-parallel over {count} GPUs")
+    if count > 1 and backend == "tensorflow":
         import tensorflow as tf
 
-        count = len(tf.config.list_physical_devices("GPU"))
-        if count > 1:
-            print(f"Data-parallel over {count} GPUs")
-            return tf.distribute.MirroredStrategy().scope()
-    elif backend == "jax":
-        count = len(keras.distribution.list_devices("gpu"))
-        if count > 1:
-            print(f"Data-parallel over {count} GPUs")
-            keras.distribution.set_distribution(keras.distribution.DataParallel())
-            return contextlib.nullcontext()
-    else:
-        import torch
-
-        count = torch.cuda.device_count()
-    print("On one GPU" if count else "On the CPU: no GPU is visible")
+        return tf.distribute.MirroredStrategy().scope()
+    if count > 1:
+        keras.distribution.set_distribution(keras.distribution.DataParallel())
     return contextlib.nullcontext()
 
 

@@ -125,9 +125,11 @@ def test_eight_gpus_are_asked_for_and_the_cpu_is_named(tmp_path, digits):
     )
 
 
-def test_pictures_reach_tensorboard(tmp_path, digits):
+@pytest.mark.parametrize("backend", ["tensorflow", "jax", "torch"])
+def test_pictures_reach_tensorboard(tmp_path, digits, backend):
     pytest.importorskip("tensorflow")
-    done = run("--epochs 1 --dataset", digits, cwd=tmp_path)
+    pytest.importorskip(backend)
+    done = run("--epochs 2 --dataset", digits, cwd=tmp_path, KERAS_BACKEND=backend)
     assert done.returncode == 0, done.stderr
     written = b"".join(
         file.read_bytes() for file in tmp_path.rglob("events*") if "images" in str(file)
