@@ -249,3 +249,23 @@ def test_colour_pictures_of_three_classes(tmp_path):
     lines = [json.loads(line) for line in done.stdout.splitlines() if line[0] == "{"]
     assert len(lines) == 24
     assert set(lines[0]["lengths"]) == {"red", "green", "blue"}
+
+
+def test_a_damaged_picture_among_a_thousand_costs_a_line(tmp_path):
+    rng = np.random.default_rng(0)
+    for label, name in enumerate(("dark", "light")):
+        (tmp_path / "shades" / name).mkdir(parents=True)
+        for i in range(500):
+            picture = rng.integers(100 * label, 100 * label + 90, (17, 17), "uint8")
+            Image.fromarray(picture).save(tmp_path / "shades" / name / f"{i}.png")
+    broken = tmp_path / "shades" / "light" / "77.png"
+    broken.write_bytes(broken.read_bytes()[:100])
+    done = run(
+        *("--dataset", "shades", "--save_dir", "out", "--epochs", 1, "-r1"),
+        cwd=tmp_path,
+        KERAS_HOME=str(tmp_path / "home"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"Left out: {os.path.join('shades', 'light', '77.png')}" in done.stdout
+    assert "1 of 1000 pictures are not readable" in done.stdout
+    assert (tmp_path / "out" / "trained_model.h5").exists()
