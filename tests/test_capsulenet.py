@@ -374,7 +374,8 @@ def test_the_last_two_checkpoints_are_kept(trained):
 def test_a_classifier_without_capsules_is_trained_by_the_same_function(tmp_path):
     x = keras.Input((12, 12, 1))
     y = keras.layers.Dense(3, "softmax")(keras.layers.Flatten()(x))
-    train(keras.Model(x, y), small_data(), options(tmp_path, epochs=3, lr=0.02))
+    args = options(tmp_path, epochs=5, lr=0.02, lr_decay=0.9, seed=0)
+    train(keras.Model(x, y), small_data(200), args)
     accuracy = [row["val_accuracy"] for row in read_log(tmp_path)]
     assert accuracy[-1] > 0.9
 
