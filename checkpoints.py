@@ -1,5 +1,6 @@
 """Files of weights, and the checkpoints that a run goes on from."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -7,6 +8,25 @@ import zipfile
 
 import h5py
 import keras
+
+
+@contextlib.contextmanager
+def whole_file(path, ending=".tmp"):
+    """Give a temporary name; what is written there becomes `path`, whole or not at all.
+
+    Args:
+        path: str. The file; one that is there is replaced when the new one is whole.
+        ending: str. What the temporary name has to end with. Defaults to `".tmp"`.
+    """
+    temporary = f"{path}.{os.getpid()}{ending}"
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:  # to the disk, before it has its name
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
 
 
 def save_weights(model, path, about=None):
@@ -21,26 +41,20 @@ def save_weights(model, path, about=None):
         path: str. The file; one that is there is replaced when the new one is whole.
         about: dict, optional. Whatever JSON can hold; `read` returns it.
     """
-    temporary = f"{path}.{os.getpid()}.tmp"
-    try:
-        with h5py.File(temporary, "w") as file:
-            weighted = [layer for layer in model.layers if layer.weights]
-            file.attrs["layer_names"] = [layer.name.encode() for layer in weighted]
-            file.attrs["backend"] = b"tensorflow"
-            file.attrs["capsnet"] = json.dumps(about or {})
-            # The version of the layout; without it Keras takes the weights for older
-            # ones, and converts them.
-            file.attrs["keras_version"] = b"2.15.0"
-            for layer in weighted:
-                group = file.create_group(layer.name)
-                names = [f"{weight.path}:0" for weight in layer.weights]
-                group.attrs["weight_names"] = [name.encode() for name in names]
-                for name, value in zip(names, layer.get_weights(), strict=True):
-                    group[name] = value
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
+    with whole_file(path) as temporary, h5py.File(temporary, "w") as file:
+        weighted = [layer for layer in model.layers if layer.weights]
+        file.attrs["layer_names"] = [layer.name.encode() for layer in weighted]
+        file.attrs["backend"] = b"tensorflow"
+        file.attrs["capsnet"] = json.dumps(about or {})
+        # The version of the layout; without it Keras takes the weights for older
+        # ones, and converts them.
+        file.attrs["keras_version"] = b"2.15.0"
+        for layer in weighted:
+            group = file.create_group(layer.name)
+            names = [f"{weight.path}:0" for weight in layer.weights]
+            group.attrs["weight_names"] = [name.encode() for name in names]
+            for name, value in zip(names, layer.get_weights(), strict=True):
+                group[name] = value
 
 
 def load_weights(model, path):
@@ -168,15 +182,9 @@ class Checkpoints(keras.callbacks.Callback):
         """Write the checkpoint, then remove those that are not to be kept."""
         epochs = epoch + 1
         weights, state = _paths(self.save_dir, epochs)
-        temporary = os.path.join(self.save_dir, f"{os.getpid()}.tmp.weights.h5")
-        try:
+        with whole_file(weights, ".weights.h5") as temporary:
             self.model.save_weights(temporary)
             digest = _sha256(temporary)
-            _flush(temporary)
-            os.replace(temporary, weights)
-        finally:
-            if os.path.exists(temporary):
-                os.remove(temporary)
         with open(os.path.join(self.save_dir, "log.csv")) as file:
             log = file.read()
         record = {
@@ -198,15 +206,8 @@ class Checkpoints(keras.callbacks.Callback):
 
 def write_text(path, text):
     """Write a text file whole or not at all."""
-    temporary = f"{path}.{os.getpid()}.tmp"
-    try:
-        with open(temporary, "w", newline="") as file:
-            file.write(text)
-        _flush(temporary)
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
+    with whole_file(path) as temporary, open(temporary, "w", newline="") as file:
+        file.write(text)
 
 
 def last_checkpoint(save_dir):
@@ -264,9 +265,3 @@ def _found(save_dir):
 def _sha256(path):
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path):
-    """Have the system write a file to the disk, so that its new name never lies."""
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
