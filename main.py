@@ -189,9 +189,7 @@ def prepare(args):
     options = training_options(args)
     capsulenet.check_options(options)
     channels = primary_channels(args)
-    data = datasets.load(
-        args.dataset, options.image_size, options.color, seed=args.seed
-    )
+    data = datasets.load(args.dataset, options.image_size, options.color)
     (x, y), options.class_names = data.train, list(data.class_names)
     asked = (args.input_height, args.input_width, args.num_conv_in_channel)
     if x.shape[1:] != asked:

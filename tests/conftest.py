@@ -41,6 +41,19 @@ def run_python(program, cwd):
     return done.stdout
 
 
+def run_script(name, *args, cwd, **environment):
+    """Run one of the project's scripts as a user does; return the finished process."""
+    return subprocess.run(
+        [sys.executable, os.path.join(ROOT, name), *map(str, args)],
+        cwd=cwd,
+        env={**os.environ, "KERAS_BACKEND": keras.backend.backend(), **environment},
+        stdin=subprocess.DEVNULL,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+
+
 def layer_gradients(layer, inputs, loss):
     """The gradients of `loss(layer(inputs))` by the inputs and the layer's weights."""
     return output_and_gradients(layer, inputs, loss)[1]

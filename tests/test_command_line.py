@@ -3,13 +3,10 @@
 import importlib.util
 import json
 import os
-import subprocess
-import sys
 
-import keras
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import run_script
 from PIL import Image
 
 import capsulenet
@@ -20,16 +17,9 @@ BACKENDS = [n for n in ("tensorflow", "jax", "torch") if importlib.util.find_spe
 
 def run(*args, cwd, backend=None, **environment):
     """Run `python capsulenet.py` and return the finished process."""
-    return subprocess.run(
-        [sys.executable, os.path.join(ROOT, "capsulenet.py"), *map(str, args)],
-        cwd=cwd,
-        env={**os.environ, "KERAS_BACKEND": backend or keras.backend.backend()}
-        | environment,
-        stdin=subprocess.DEVNULL,
-        check=False,
-        capture_output=True,
-        text=True,
-    )
+    if backend:
+        environment["KERAS_BACKEND"] = backend
+    return run_script("capsulenet.py", *args, cwd=cwd, **environment)
 
 
 @pytest.fixture(scope="session")

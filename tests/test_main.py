@@ -2,29 +2,17 @@
 
 import os
 import pickle
-import subprocess
-import sys
 
-import keras
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import run_script
 
 import capsulenet
 import main
 
 
 def run(flags, *more, cwd, **environment):
-    flags = [*flags.split(), *map(str, more)]
-    return subprocess.run(
-        [sys.executable, os.path.join(ROOT, "main.py"), *flags],
-        cwd=cwd,
-        env={**os.environ, "KERAS_BACKEND": keras.backend.backend(), **environment},
-        stdin=subprocess.DEVNULL,
-        check=False,
-        capture_output=True,
-        text=True,
-    )
+    return run_script("main.py", *flags.split(), *more, cwd=cwd, **environment)
 
 
 @pytest.fixture(scope="module")
