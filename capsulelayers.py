@@ -45,6 +45,17 @@ def on_cpu():
     return "cpu" in str(ops.convert_to_tensor(0.0).device).lower()
 
 
+def _devices():
+    """How many devices a batch is shared out to by `keras.distribution`.
+
+    XLA sums gradients over the devices as soon as it can, be they larger than the
+    weight's own or in many pieces. Where each device works with a copy of the weight,
+    along an axis of its own, there is one sum, that of the weight's gradient.
+    """
+    distribution = keras.distribution.distribution()
+    return distribution.num_model_replicas if distribution else 1
+
+
 def _float32(x):
     return ops.cast(x, "float32")
 
@@ -442,16 +453,18 @@ class SpectralConv2D(keras.layers.Conv2D):
         # (B, tiles_h, nh, sh, tiles_w, nw, sw, C)
         x = ops.transpose(x, (2, 5, 0, 1, 4, 3, 6, 7))
         x = ops.matmul(forward, ops.reshape(x, (nh * nw, -1)))
-        x = ops.reshape(x, (forward.shape[0], -1, phases))  # (R, B tiles, s s C)
+        R, devices = forward.shape[0], _devices()
+        x = ops.reshape(x, (R, devices, -1, phases))  # (R, devices, B tiles, s s C)
 
         k = ops.pad(kernel, [(0, ph * sh - kh), (0, pw * sw - kw), (0, 0), (0, 0)])
-        k = ops.reshape(k, (ph, sh, pw, sw, channels, self.filters))
-        k = ops.transpose(k, (0, 2, 1, 3, 4, 5))
+        k = ops.broadcast_to(k, (devices, *k.shape))
+        k = ops.reshape(k, (devices, ph, sh, pw, sw, channels, self.filters))
+        k = ops.transpose(k, (1, 3, 0, 2, 4, 5, 6))
         k = ops.matmul(kernel_basis, ops.reshape(k, (ph * pw, -1)))
-        k = ops.reshape(k, (forward.shape[0], phases, self.filters))
+        k = ops.reshape(k, (R, devices, phases, self.filters))
 
-        y = ops.matmul(x, k)  # (R, B tiles, filters)
-        y = ops.matmul(inverse, ops.reshape(y, (forward.shape[0], -1)))
+        y = ops.matmul(x, k)  # (R, devices, B tiles, filters)
+        y = ops.matmul(inverse, ops.reshape(y, (R, -1)))
         y = ops.reshape(y, (th, tw, -1, tiles_h, tiles_w, self.filters))
         y = ops.transpose(y, (2, 3, 0, 4, 1, 5))
         y = ops.reshape(y, (-1, tiles_h * th, tiles_w * tw, self.filters))
@@ -673,6 +686,16 @@ class CapsuleLayer(keras.layers.Layer):
     def call(self, inputs):
         """Route `inputs`, `(batch, I, D)`, to `(batch, num_capsule, dim_capsule)`."""
         u, W = inputs, ops.cast(self.W, inputs.dtype)
+        devices = _devices()
+        if devices == 1:
+            return self._route((u, W))
+        u = ops.reshape(u, (devices, -1, *u.shape[1:]))
+        W = ops.broadcast_to(W, (devices, *W.shape))
+        v = ops.vectorized_map(self._route, (u, W))
+        return ops.reshape(v, (-1, *v.shape[2:]))
+
+    def _route(self, capsules_and_weight):
+        u, W = capsules_and_weight
         u_blocks, W_blocks = self._blocks(u, W)
 
         V = 0.0

@@ -26,6 +26,7 @@ from keras import callbacks, layers, ops
 
 import checkpoints
 import datasets
+import devices
 from capsulelayers import (
     CONV_FORMS,
     ROUTING_BLOCK_BYTES,
@@ -349,43 +350,61 @@ def train(model, data, args):
     """
     args = _with_defaults(args)
     check_options(args)
-    make_save_dir(args.save_dir)
+    host, hosts = devices.host()
+    if host == 0:
+        make_save_dir(args.save_dir)
     (x_train, y_train), validation_data = data
     checkpoint = _checkpoint_to_resume(args)
     if args.seed is None:
         args.seed = _draw_seed()
     with_images = len(model.outputs) > 1
+    shared = {"devices": devices.replicas(), "share": (host, hosts)}
     batches = datasets.TrainingBatches(
         x_train,
         y_train,
         args.batch_size,
         args.shift_fraction,
         seed=args.seed,
-        on_device=not on_cpu() and keras.backend.backend() != "tensorflow",
+        on_device=_on_device(),
         with_images=with_images,
         workers=args.threads,
+        **shared,
     )
     compile_model(model, args, len(batches))
     print(describe(model, batches.batch_size))
     begin, end = 0, args.epochs
     if checkpoint is not None:
         checkpoints.restore(model, args.save_dir, checkpoint)
+        if host == 0:
+            checkpoints.restore_log(args.save_dir, checkpoint)
         begin = checkpoint["epochs"]
         print(f"Resumed after epoch {begin} of {args.epochs}")
     if args.pause_after:
         end = min(end, begin + args.pause_after)
-    model.fit(
-        batches,
-        initial_epoch=begin,
-        epochs=end,
-        shuffle=False,  # the batches bring their own order
-        validation_data=datasets.ValidationBatches(
-            *validation_data,
-            args.test_batch_size or args.batch_size,
-            with_images=with_images,
-        ),
-        callbacks=_callbacks(model, args, batches, checkpoint, validation_data[0]),
-    )
+    progress = devices.Progress(devices.PATIENCE if hosts > 1 else None)
+    try:
+        model.fit(
+            batches,
+            initial_epoch=begin,
+            epochs=end,
+            shuffle=False,  # the batches bring their own order
+            validation_data=datasets.ValidationBatches(
+                *validation_data,
+                args.test_batch_size or args.batch_size,
+                with_images=with_images,
+                **shared,
+            ),
+            callbacks=[
+                *_callbacks(model, args, batches, checkpoint, validation_data[0]),
+                progress,
+            ],
+        )
+    except Exception as error:
+        if hosts == 1:
+            raise
+        raise devices.HostLost(progress.lost(str(error).splitlines()[0])) from error
+    if host > 0:
+        return model
     if end < args.epochs:
         print(f"Paused after epoch {end} of {args.epochs}; --resume goes on")
         return model
@@ -394,6 +413,12 @@ def train(model, data, args):
     print(f"Trained model saved to {weights}")
     plot_log(os.path.join(args.save_dir, "log.csv"), show=True)
     return model
+
+
+def _on_device():
+    """Whether the images are kept on the accelerator."""
+    one = devices.replicas() == 1
+    return one and not on_cpu() and keras.backend.backend() != "tensorflow"
 
 
 def _about(model, args):
@@ -427,11 +452,18 @@ def _checkpoint_to_resume(args):
     Where `args.seed` is None it becomes the seed of the checkpoint.
 
     Raises:
-        ValueError: if the options differ from those of the checkpoint.
+        ValueError: if the options differ from those of the checkpoint, or the hosts
+            find different ones.
     """
     if not args.resume:
         return None
     checkpoint = checkpoints.last_checkpoint(args.save_dir)
+    found = devices.on_all_hosts(checkpoint["epochs"] if checkpoint else 0)
+    if len(set(found)) > 1:
+        raise ValueError(
+            f"--resume: the hosts find checkpoints of {found} epochs in "
+            f"{args.save_dir}: it must be a folder that all of them share"
+        )
     if checkpoint is None:
         print(f"Nothing to resume in {args.save_dir}: starting at epoch 0")
         return None
@@ -478,45 +510,33 @@ def compile_model(model, args, steps=1):
         loss=losses[:outputs],
         loss_weights=[1.0, args.lam_recon][:outputs],
         weighted_metrics=[["accuracy"], []][:outputs],
+        jit_compile=_jit_compile(),
         steps_per_execution=_steps_per_execution(steps),
     )
 
 
 def _callbacks(model, args, batches, checkpoint, x_test):
     """What runs beside the training: schedule, clock, log, checkpoint, TensorBoard."""
-    monitor = "val_capsnet_accuracy" if len(model.outputs) > 1 else "val_accuracy"
-    best = checkpoint and max(
-        float(row[monitor]) for row in csv.DictReader(checkpoint["log"].splitlines())
-    )
     used = [
-        callbacks.LambdaCallback(on_epoch_begin=lambda epoch, _: batches.draw(epoch)),
+        callbacks.LambdaCallback(on_epoch_begin=lambda epoch, _: batches.draw(epoch))
+    ]
+    if args.schedule == "exponential":
+        used.append(
+            callbacks.LearningRateScheduler(
+                lambda epoch: args.lr * args.lr_decay**epoch
+            )
+        )
+    if devices.host()[0] > 0:  # the first host writes
+        return used
+    used += [
         EpochSeconds(),
         callbacks.CSVLogger(
             os.path.join(args.save_dir, "log.csv"), append=checkpoint is not None
         ),
-        callbacks.ModelCheckpoint(
-            os.path.join(args.save_dir, "best.weights.h5"),
-            monitor=monitor,
-            mode="max",
-            save_best_only=True,
-            save_weights_only=True,
-            initial_value_threshold=best,
-            verbose=1,
-        ),
-        checkpoints.Checkpoints(
-            args.save_dir,
-            _run_options(args),
-            args.keep_checkpoints,
-            checkpoint["epochs"] if checkpoint else 0,
-        ),
+        _checkpoints(args, checkpoint, len(model.outputs) > 1),
     ]
     if args.log_interval:
         used.append(BatchLog(args.log_interval))
-    if args.schedule == "exponential":
-        rate = callbacks.LearningRateScheduler(
-            lambda epoch: args.lr * args.lr_decay**epoch
-        )
-        used.insert(1, rate)
     if all(map(importlib.util.find_spec, ("tensorflow", "tensorboard"))):
         used.append(
             callbacks.TensorBoard(
@@ -533,6 +553,33 @@ def _callbacks(model, args, batches, checkpoint, x_test):
             "tensorboard"
         )
     return used
+
+
+def _checkpoints(args, checkpoint, with_images):
+    monitor = "val_capsnet_accuracy" if with_images else "val_accuracy"
+    begin, best = 0, -1.0
+    if checkpoint is not None:
+        begin = checkpoint["epochs"]
+        log = csv.DictReader(checkpoint["log"].splitlines())
+        best = max(float(row[monitor]) for row in log)
+    return checkpoints.Checkpoints(
+        args.save_dir,
+        _run_options(args),
+        args.keep_checkpoints,
+        begin,
+        monitor,
+        best,
+    )
+
+
+def _jit_compile():
+    """What Keras is to compile by XLA.
+
+    Specific to the backend: what XLA compiles can't be mirrored by TensorFlow.
+    """
+    if keras.backend.backend() == "tensorflow" and devices.replicas() > 1:
+        return False
+    return "auto"
 
 
 def _steps_per_execution(steps):
@@ -1013,7 +1060,8 @@ def check_options(args, n_class=None):
 
 
 def _draw_seed():
-    return int(np.random.SeedSequence().entropy % 2**32)
+    """Return a seed that all hosts have in common."""
+    return devices.on_all_hosts(int(np.random.SeedSequence().entropy % 2**31))[0]
 
 
 def make_save_dir(path):
@@ -1053,7 +1101,8 @@ def _prepare(args):
     )
     if args.weights is not None:
         load_weights(trio[0], args.weights)
-    make_save_dir(args.save_dir)
+    if devices.host()[0] == 0:
+        make_save_dir(args.save_dir)
     return trio, data
 
 
@@ -1064,9 +1113,12 @@ def set_allocator():
     page by page: on two CPU cores 0.97 s a step instead of 0.73 with JAX, 1.02 instead
     of 0.85 with PyTorch. They are told to keep what a step frees. TensorFlow keeps it,
     but in arenas for each thread that others do not use: fewer of them save 0.07 GB of
-    1.9. Does nothing on an accelerator and on systems without glibc.
+    1.9. Does nothing with these two on an accelerator, and on systems without glibc.
+
+    To be called before anything is computed: JAX's threads keep the arenas that they
+    start with.
     """
-    if not on_cpu():
+    if keras.backend.backend() != "jax" and not on_cpu():
         return
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
@@ -1087,6 +1139,17 @@ def main(argv=None):
     parser = build_parser()
     args = parser.parse_args(argv)
     set_allocator()
+    run(args, parser)
+
+
+def run(args, parser):
+    """Do what a command line says: predict, test, or train.
+
+    Args:
+        args: namespace with all options.
+        parser: the parser that they come from; bad ones end the program through its
+            `error`.
+    """
     try:
         if args.predict:
             check_options(args)

@@ -4,10 +4,13 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import zipfile
 
 import h5py
 import keras
+
+import devices
 
 
 @contextlib.contextmanager
@@ -157,7 +160,8 @@ class Checkpoints(keras.callbacks.Callback):
     first, the options and the log so far. The second is written last, and only where
     both fit together is there a checkpoint. Two are kept, so that one remains if the
     other is damaged. What Keras' `BackupAndRestore` lacks: it keeps one, without
-    checksum or log, and deletes it at the end.
+    checksum or log, and deletes it at the end. The one of the best epoch is copied to
+    `best.weights.h5`.
 
     Args:
         save_dir: str. The directory.
@@ -165,10 +169,16 @@ class Checkpoints(keras.callbacks.Callback):
         keep: int. How many are kept, the last ones; 0 for all. Defaults to 2.
         begin: int. Epochs done before. What is there of later ones is of another run,
             or damaged, and is removed. Defaults to 0.
+        monitor: str. The figure that is largest in the best epoch. Defaults to
+            `"val_accuracy"`.
+        best: float. The largest one of the epochs before. Defaults to -1.
     """
 
-    def __init__(self, save_dir, options, keep=2, begin=0):
+    def __init__(
+        self, save_dir, options, keep=2, begin=0, monitor="val_accuracy", best=-1.0
+    ):
         super().__init__()
+        self.monitor, self.best = monitor, best
         self.begin = begin
         self.keep = keep
         self.save_dir = save_dir
@@ -183,7 +193,8 @@ class Checkpoints(keras.callbacks.Callback):
         epochs = epoch + 1
         weights, state = _paths(self.save_dir, epochs)
         with whole_file(weights, ".weights.h5") as temporary:
-            self.model.save_weights(temporary)
+            with devices.alone():
+                self.model.save_weights(temporary)
             digest = _sha256(temporary)
         with open(os.path.join(self.save_dir, "log.csv")) as file:
             log = file.read()
@@ -194,6 +205,12 @@ class Checkpoints(keras.callbacks.Callback):
             "sha256": digest,
         }
         write_text(state, json.dumps(record, indent=1))
+        if logs[self.monitor] > self.best:
+            self.best = logs[self.monitor]
+            path = os.path.join(self.save_dir, "best.weights.h5")
+            with whole_file(path) as temporary:
+                shutil.copyfile(weights, temporary)
+            print(f"\nBest epoch so far, with {self.monitor} {self.best:.5f}: {path}")
         if self.keep:
             self._remove(lambda old: old <= epochs - self.keep)
 
@@ -236,7 +253,7 @@ def last_checkpoint(save_dir):
 
 
 def restore(model, save_dir, record):
-    """Bring a compiled model and the log back to a checkpoint.
+    """Bring a compiled model back to a checkpoint.
 
     Args:
         model: the training model, compiled.
@@ -244,7 +261,12 @@ def restore(model, save_dir, record):
         record: dict that `last_checkpoint` returned for it.
     """
     model.optimizer.build(model.trainable_variables)
-    model.load_weights(_paths(save_dir, record["epochs"])[0])
+    with devices.alone():
+        model.load_weights(_paths(save_dir, record["epochs"])[0])
+
+
+def restore_log(save_dir, record):
+    """Bring `log.csv` back to a checkpoint; the arguments are those of `restore`."""
     write_text(os.path.join(save_dir, "log.csv"), record["log"])
 
 

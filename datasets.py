@@ -566,6 +566,19 @@ def shift_images(images, shifts, xp=np):
     return xp.where(inside[..., None], moved, xp.zeros_like(moved))
 
 
+def _batch_size(batch_size, n, devices):
+    """No more than the images make, but a multiple of the devices."""
+    return -(-min(batch_size, n) // devices) * devices
+
+
+def _span(index, batch_size, share):
+    """Where in the epoch one part of a batch lies, a slice."""
+    part, parts = share
+    own = batch_size // parts
+    start = index * batch_size + part * own
+    return slice(start, start + own)
+
+
 class TrainingBatches(keras.utils.PyDataset):
     """Shuffled, randomly shifted batches `((x, y), (y, x))` for the training model.
 
@@ -588,6 +601,10 @@ class TrainingBatches(keras.utils.PyDataset):
         with_images: bool. False gives `(x, y)`, for a model that takes only images and
             gives only classes. Defaults to True.
         workers: int. Threads that prepare batches. Defaults to 1.
+        devices: int. A batch of all images is filled up to a multiple of this.
+            Defaults to 1.
+        share: pair of int. With `(i, n)` this is part `i` of `n` equal parts of each
+            batch, for host `i` of `n`. Defaults to `(0, 1)`.
     """
 
     def __init__(
@@ -600,13 +617,16 @@ class TrainingBatches(keras.utils.PyDataset):
         on_device=False,
         with_images=True,
         workers=1,
+        devices=1,
+        share=(0, 1),
     ):
         super().__init__(workers=workers)
         self.with_images = with_images
         self.xp = keras.ops if on_device else np
         self.placed = keras.ops.convert_to_tensor if on_device else np.asarray
         self.x, self.y = self.placed(x), self.placed(y)
-        self.batch_size = min(batch_size, len(x))
+        self.batch_size = _batch_size(batch_size, len(x), devices)
+        self.share = share
         # The small surplus keeps 0.29 * 100 from becoming 28 pixels.
         self.reach = [int(side * shift_fraction + 1e-6) for side in x.shape[1:3]]
         self.seed = seed
@@ -627,7 +647,7 @@ class TrainingBatches(keras.utils.PyDataset):
 
     def __getitem__(self, index):
         """Return batch `index` of the epoch."""
-        span = slice(index * self.batch_size, (index + 1) * self.batch_size)
+        span = _span(index, self.batch_size, self.share)
         order = self.placed(self.order[span])
         x = self.xp.take(self.x, order, axis=0)
         y = self.xp.take(self.y, order, axis=0)
@@ -648,13 +668,16 @@ class ValidationBatches(keras.utils.PyDataset):
         y: array of shape `(n, n_class)`.
         batch_size: int.
         with_images: bool. See `TrainingBatches`. Defaults to True.
+        devices: int. See `TrainingBatches`. Defaults to 1.
+        share: pair of int. See `TrainingBatches`. Defaults to `(0, 1)`.
     """
 
-    def __init__(self, x, y, batch_size, with_images=True):
+    def __init__(self, x, y, batch_size, with_images=True, devices=1, share=(0, 1)):
         super().__init__()
         self.with_images = with_images
         self.x, self.y = x, y
-        self.batch_size = min(batch_size, len(x))
+        self.batch_size = _batch_size(batch_size, len(x), devices)
+        self.share = share
 
     def __len__(self):
         """Return the number of batches."""
@@ -662,8 +685,8 @@ class ValidationBatches(keras.utils.PyDataset):
 
     def __getitem__(self, index):
         """Return batch `index`."""
-        start = index * self.batch_size
-        indices = np.arange(start, start + self.batch_size)
+        span = _span(index, self.batch_size, self.share)
+        indices = np.arange(span.start, span.stop)
         real = indices < len(self.x)
         weights = real.astype("float32") * (len(self) * self.batch_size / len(self.x))
         x, y = (a[np.minimum(indices, len(self.x) - 1)] for a in (self.x, self.y))

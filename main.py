@@ -113,28 +113,18 @@ def primary_channels(args, kernel_size=9, strides=2):
 
 
 def over_all_devices():
-    """Say what is computed on, and return the scope that models are to be built in.
-
-    Specific to the backend: `tf.distribute.MirroredStrategy` and
-    `keras.distribution.DataParallel`; PyTorch takes one GPU.
-    """
+    """Say what is computed on, and return the context to build and train a model in."""
     import keras
 
+    import devices
     from capsulelayers import on_cpu
 
     if on_cpu():
         print("On the CPU: no GPU is visible")
         return contextlib.nullcontext()
-    backend = keras.backend.backend()
-    count = 1 if backend == "torch" else len(keras.distribution.list_devices("gpu"))
-    print("On one GPU" if count == 1 else f"Data-parallel over {count} GPUs")
-    if count > 1 and backend == "tensorflow":
-        import tensorflow as tf
-
-        return tf.distribute.MirroredStrategy().scope()
-    if count > 1:
-        keras.distribution.set_distribution(keras.distribution.DataParallel())
-    return contextlib.nullcontext()
+    number = 1 if keras.backend.backend() == "torch" else devices.count("gpu")
+    print("On one GPU" if number == 1 else f"Data-parallel over {number} GPUs")
+    return devices.data_parallel(number) if number > 1 else contextlib.nullcontext()
 
 
 def training_options(args):
@@ -167,14 +157,12 @@ def training_options(args):
 
 
 def prepare(args):
-    """Check the flags and return `(train_model, eval_model), data, options`.
+    """Check the flags and return `data, options`.
 
     Raises:
         OSError: if a file can't be read or written.
         ValueError: if a flag has a value that it can't have.
     """
-    import keras
-
     import capsulenet
     import datasets
 
@@ -188,7 +176,7 @@ def prepare(args):
         )
     options = training_options(args)
     capsulenet.check_options(options)
-    channels = primary_channels(args)
+    primary_channels(args)
     data = datasets.load(args.dataset, options.image_size, options.color)
     (x, y), options.class_names = data.train, list(data.class_names)
     asked = (args.input_height, args.input_width, args.num_conv_in_channel)
@@ -203,19 +191,23 @@ def prepare(args):
             f"--num-classes {args.num_classes}: {args.dataset} has {y.shape[1]}"
         )
     capsulenet.make_save_dir(args.save_dir)
-    keras.utils.set_random_seed(args.seed)
-    with over_all_devices():
-        models = capsulenet.CapsNet(
-            x.shape[1:],
-            args.num_classes,
-            args.num_routing,
-            filters=args.num_conv_out_channel,
-            n_channels=channels,
-            dim_primary=args.num_primary_unit,
-            dim_capsule=args.output_unit_size,
-            decoder=args.use_reconstruction_loss,
-        )
-    return models[:2], data, options
+    return data, options
+
+
+def build(args, input_shape):
+    """Build the models that train and evaluate, from the flags."""
+    import capsulenet
+
+    return capsulenet.CapsNet(
+        input_shape,
+        args.num_classes,
+        args.num_routing,
+        filters=args.num_conv_out_channel,
+        n_channels=primary_channels(args),
+        dim_primary=args.num_primary_unit,
+        dim_capsule=args.output_unit_size,
+        decoder=args.use_reconstruction_loss,
+    )[:2]
 
 
 def main(argv=None):
@@ -224,18 +216,26 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.no_cuda:  # before Keras is imported
         os.environ |= {"CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}
+    import keras
+
     import capsulenet
 
     capsulenet.set_allocator()
     try:
-        (train_model, eval_model), data, options = prepare(args)
+        data, options = prepare(args)
     except (OSError, ValueError) as error:
         parser.error(" ".join(str(error).split()))
     print(args)
-    for weight in train_model.weights:
-        print(f"{weight.path}: {tuple(weight.shape)}")
-    print(f"{train_model.count_params():,} parameters")
-    capsulenet.train(train_model, (data.train, data.test), options)
+    shape = data.train[0].shape[1:]
+    keras.utils.set_random_seed(args.seed)
+    with over_all_devices():
+        train_model, _ = build(args, shape)
+        for weight in train_model.weights:
+            print(f"{weight.path}: {tuple(weight.shape)}")
+        print(f"{train_model.count_params():,} parameters")
+        capsulenet.train(train_model, (data.train, data.test), options)
+    _, eval_model = build(args, shape)  # for one device
+    eval_model.set_weights(train_model.get_weights())
     capsulenet.test(eval_model, data.test, options)
 
 

@@ -1,0 +1,286 @@
+"""Several devices and hosts: the mathematics of one, and the command line."""
+
+import importlib.util
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from conftest import ROOT, run_python, run_script
+
+import capsulelayers
+import datasets
+import devices
+
+SCRIPT = "capsulenet-multi-gpu.py"
+ENGINES = [n for n in ("tensorflow", "jax") if importlib.util.find_spec(n)]
+needs_jax = pytest.mark.skipif("jax" not in ENGINES, reason="several hosts need JAX")
+
+FLAGS = [
+    *("--device", "cpu", "--dataset", "digits.npz", "--batch_size", 20, "-r2"),
+    *("--seed", 3, "--save_dir", "out"),
+]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A working directory with a small data set, `digits.npz`, of 17 x 17 pixels."""
+    (x, y), (x_test, y_test) = datasets.load_mnist()
+    few, few_test = (np.flatnonzero(labels.argmax(1) < 2) for labels in (y, y_test))
+    arrays = {
+        "x_train": x[few[:60], 5:22, 5:22, 0],
+        "y_train": y[few[:60]].argmax(1),
+        "x_test": x_test[few_test[:33], 5:22, 5:22, 0],
+        "y_test": y_test[few_test[:33]].argmax(1),
+    }
+    np.savez(tmp_path / "digits.npz", **arrays)
+    return tmp_path
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+def start_host(number, port, folder, *flags, hosts=2):
+    """Start one of several hosts on this machine."""
+    command = [sys.executable, os.path.join(ROOT, SCRIPT), *map(str, FLAGS)]
+    command += ["--gpus", "1", "--coordinator", f"localhost:{port}"]
+    command += ["--num_hosts", str(hosts), "--host_id", str(number), *map(str, flags)]
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env={**os.environ, "KERAS_BACKEND": "jax"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def read_log(path):
+    with open(path) as file:
+        names, *rows = (line.strip().split(",") for line in file)
+    kept = [i for i, name in enumerate(names) if name != "seconds"]
+    return np.array([[float(row[i]) for i in kept] for row in rows])
+
+
+# The same mathematics ----------------------------------------------------------------
+
+STEPS = """
+import sys; sys.path.insert(0, {root!r})
+import contextlib
+import keras, numpy as np
+import capsulenet, datasets, devices
+devices.use_cpu(2)
+(x, y), _ = datasets.load("digits.npz")[:2]
+options = capsulenet.build_parser().parse_args(["--lr=0.0001"])
+ends = []
+for number in (1, 2):
+    keras.utils.set_random_seed(0)
+    scope = devices.data_parallel(2, "cpu") if number == 2 else contextlib.nullcontext()
+    with scope:
+        model = capsulenet.CapsNet(x.shape[1:], 2, 2, filters=16, n_channels=4)[0]
+        assert devices.replicas() == number
+        capsulenet.compile_model(model, options)
+        batches = datasets.TrainingBatches(x, y, 20, 0.1, seed=0, devices=number)
+        model.fit(batches, steps_per_epoch=3, shuffle=False, verbose=0)
+        ends.append(model.get_weights())
+for a, b in zip(*ends):
+    np.testing.assert_allclose(a, b, atol=1e-5)
+print("agreed on", len(ends[0]), "weights")
+"""
+
+
+@pytest.mark.parametrize("backend", ENGINES)
+def test_two_devices_take_the_steps_of_one(folder, backend, monkeypatch):
+    monkeypatch.setenv("KERAS_BACKEND", backend)
+    assert "agreed on 11 weights" in run_python(STEPS.format(root=ROOT), folder)
+
+
+@pytest.mark.parametrize("hosts", [2, 3])
+def test_the_shares_of_the_hosts_make_the_batch(hosts):
+    x = np.arange(25 * 4, dtype="float32").reshape(25, 2, 2, 1)
+    y = np.eye(2, dtype="float32")[np.arange(25) % 2]
+    whole = datasets.TrainingBatches(x, y, 6, 0.5, seed=1, devices=hosts)
+    parts = [
+        datasets.TrainingBatches(x, y, 6, 0.5, 1, devices=hosts, share=(i, hosts))
+        for i in range(hosts)
+    ]
+    assert len(whole) == len(parts[0]) == 5
+    for index in range(5):
+        (images, labels), _ = whole[index]
+        shares = [part[index][0] for part in parts]
+        np.testing.assert_array_equal(np.concatenate([s[0] for s in shares]), images)
+        np.testing.assert_array_equal(np.concatenate([s[1] for s in shares]), labels)
+    whole = datasets.ValidationBatches(x, y, 6, devices=hosts)
+    weights = [
+        datasets.ValidationBatches(x, y, 6, devices=hosts, share=(i, hosts))[4][2][0]
+        for i in range(hosts)
+    ]
+    np.testing.assert_array_equal(np.concatenate(weights), whole[4][2][0])
+
+
+def test_a_batch_of_few_images_is_filled_up_to_the_devices():
+    x, y = np.zeros((7, 2, 2, 1)), np.eye(7)
+    batches = datasets.TrainingBatches(x, y, 100, devices=4)
+    assert len(batches) == 1 and len(batches[0][0][0]) == 8
+    assert batches[0][0][1].sum(0).min() == 1  # no image is lost
+
+
+# The command line --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ENGINES)
+def test_two_devices_train_and_test(folder, backend):
+    done = run_script(SCRIPT, *FLAGS, "--epochs", 2, cwd=folder, KERAS_BACKEND=backend)
+    assert done.returncode == 0, done.stderr
+    two = read_log(folder / "out" / "log.csv")
+    accuracy = float(done.stdout.split("Test acc: ")[1].split()[0])
+    with open(folder / "out" / "log.csv") as file:
+        column = file.readline().split(",").index("val_capsnet_accuracy")
+        assert accuracy == pytest.approx(
+            float(file.readlines()[1].split(",")[column]), abs=1e-4
+        )
+    one = (*FLAGS, "--epochs", 2, "--gpus", 1, "--save_dir", "one")
+    done = run_script(SCRIPT, *one, cwd=folder, KERAS_BACKEND=backend)
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(two, read_log(folder / "one" / "log.csv"), rtol=1e-4)
+    if backend == keras.backend.backend():  # capsulenet.py reads the file
+        flags = ("--dataset", "digits.npz", "-r2", "-t", "--save_dir", "seen")
+        done = run_script(
+            *("capsulenet.py", *flags, "-w", "out/trained_model.h5"), cwd=folder
+        )
+        assert done.returncode == 0, done.stderr
+        assert f"Test acc: {accuracy:.4f}" in done.stdout
+
+
+@needs_jax
+def test_two_hosts_are_as_one_with_two_devices_and_one_may_die(folder):
+    port = free_port()
+    hosts = [start_host(i, port, folder, "--epochs", 2) for i in range(2)]
+    for host in hosts:
+        _, stderr = host.communicate()
+        assert host.returncode == 0, stderr
+    together = read_log(folder / "out" / "log.csv")
+    flags = ("--epochs", 2, "--save_dir", "one")
+    done = run_script(SCRIPT, *FLAGS, *flags, cwd=folder, KERAS_BACKEND="jax")
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(
+        together, read_log(folder / "one" / "log.csv"), rtol=1e-5
+    )
+
+    # Another run; the second host is killed, and the first says so.
+    port, long = free_port(), ("--epochs", 500, "--save_dir", "long")
+    hosts = [start_host(i, port, folder, *long) for i in range(2)]
+    assert any("Best epoch" in line for line in hosts[0].stdout)  # the first one ended
+    hosts[1].send_signal(signal.SIGKILL)
+    _, stderr = hosts[0].communicate(timeout=60)
+    hosts[1].communicate()
+    assert hosts[0].returncode == 1
+    line = stderr.splitlines()[-1]
+    assert "another host is gone" in line and "--resume" in line and "step" in line
+    flags = (*long, "--resume", "--pause_after", 1)
+    done = run_script(SCRIPT, *FLAGS, *flags, cwd=folder, KERAS_BACKEND="jax")
+    assert done.returncode == 0, done.stderr
+    assert "Resumed after epoch" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "backend, flags, message",
+    [
+        ("jax", "--gpus 3", "--gpus 3: found 0 GPUs"),
+        ("torch", "", "KERAS_BACKEND=tensorflow and KERAS_BACKEND=jax"),
+        (
+            "tensorflow",
+            "--device cpu --batch_size 301",
+            "--batch_size 301: must divide by the 2 devices",
+        ),
+        ("tensorflow", "--num_hosts 2", "KERAS_BACKEND=jax does"),
+    ],
+)
+def test_bad_input_is_one_clear_line(backend, flags, message, tmp_path):
+    if importlib.util.find_spec(backend) is None:
+        pytest.skip(f"{backend} is not installed")
+    if "found 0 GPUs" in message and not capsulelayers.on_cpu():
+        pytest.skip("there are GPUs")
+    done = run_script(SCRIPT, *flags.split(), cwd=tmp_path, KERAS_BACKEND=backend)
+    assert done.returncode == 2
+    assert message in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr and os.listdir(tmp_path) == []
+
+
+@pytest.fixture(scope="module")
+def script():
+    """The script as a module, which its dashes keep from being imported."""
+    spec = importlib.util.spec_from_file_location("script", os.path.join(ROOT, SCRIPT))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_zero_devices_are_refused(script):
+    with pytest.raises(ValueError, match="--gpus 0: must be at least 1"):
+        script.start(script.build_parser().parse_args(["--gpus", "0"]))
+
+
+@pytest.mark.parametrize(
+    "hosts, message",
+    [
+        (("here", 2, 0), "--coordinator here: must be HOST:PORT"),
+        (("here:port", 2, 0), "--coordinator here:port: must be HOST:PORT"),
+        (("here:1234", 2, None), "go together"),
+        (("here:1234", 0, 0), "--num_hosts 0: must be at least 1"),
+        (("here:1234", 2, 2), "--host_id 2: the hosts are 0 to 1"),
+        (("here:1234", 2, -1), "--host_id -1: the hosts are 0 to 1"),
+    ],
+)
+def test_hosts_that_can_not_be_are_refused(script, hosts, message):
+    with pytest.raises(ValueError, match=message):
+        script.check_hosts(*hosts)
+
+
+def test_the_flags_are_those_of_capsnet_keras(script):
+    defaults = vars(script.build_parser().parse_args([]))
+    assert {"batch_size": 300, "gpus": 2, "epochs": 50, "lr": 0.001}.items() <= (
+        defaults.items()
+    )
+    assert set(vars(script.capsulenet.build_parser().parse_args([]))) < set(defaults)
+
+
+def test_a_standstill_ends_the_process(monkeypatch):
+    ended = []
+
+    class Ended(Exception):
+        pass
+
+    def end(message, code):
+        ended.append((message, code))
+        raise Ended
+
+    clock = iter([0.0, 1.0, 1.0, 6.0, 6.0, 20.0])
+    monkeypatch.setattr(devices, "end", end)
+    monkeypatch.setattr(devices.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(devices.time, "sleep", lambda seconds: None)
+    progress = devices.Progress(limit=5)
+    progress.on_epoch_begin(0)  # the first step is not timed, and ends at 0
+    progress.on_train_batch_end(0)
+    progress.on_train_batch_end(1)  # a step of one second: ten of those are the limit
+    with pytest.raises(Ended):
+        progress._watch()  # looks at 1, 6, 6 and 20
+    ((message, code),) = ended
+    assert code == 1 and "epoch 1 after step 2" in message and "--resume" in message
+    assert next(clock, None) is None
+
+
+@needs_jax
+def test_a_host_alone_does_not_wait_for_ever(folder):
+    host = start_host(0, free_port(), folder)
+    _, stderr = host.communicate(timeout=80)
+    assert host.returncode == 2
+    assert "did not come together in 40 seconds" in stderr.splitlines()[-1]
