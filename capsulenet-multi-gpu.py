@@ -23,11 +23,11 @@ import devices
 def build_parser():
     """Return the parser: the flags of `capsulenet.py`, and some more."""
     parser = capsulenet.build_parser()
-    parser.description = "CapsNet on several devices or hosts."
+    parser.description = (
+        "CapsNet on several devices or hosts. --batch_size is that of all devices "
+        "together, and must divide by their number."
+    )
     parser.set_defaults(batch_size=300)
-    for action in parser._actions:
-        if action.dest == "batch_size":
-            action.help = "images a step on all devices; must divide by their number"
     add = parser.add_argument
     add("--gpus", default=2, type=int, help="devices to use, of each host")
     add(
@@ -118,6 +118,11 @@ def main(argv=None):
                 capsulenet.run(args, parser)
         except devices.HostLost as error:
             devices.end(error, 1)
+        except SystemExit as stop:  # of bad input, which was said
+            if hosts > 1:
+                os._exit(stop.code)  # not waiting, so that the others hear of it
+            raise
+    devices.leave_hosts()
     if host == 0 and not args.pause_after:
         args.testing = True
         args.weights = os.path.join(args.save_dir, "trained_model.h5")

@@ -65,6 +65,10 @@ class Progress(keras.callbacks.Callback):
         """Note a step of the validation."""
         self._end("test")
 
+    def on_train_end(self, logs=None):
+        """Watch no longer."""
+        self.since = None
+
     def lost(self, reason):
         """Return the line that says where the training stopped and how to go on."""
         number, hosts = host()
@@ -159,6 +163,14 @@ def join_hosts(coordinator, num_hosts, host_id):
         raise ConnectionError(f"{where} can't be joined: {error}") from error
     finally:
         timer.cancel()
+
+
+def leave_hosts():
+    """Part from the other hosts, so that this one can go on by itself."""
+    if host()[1] > 1:
+        import jax
+
+        jax.distributed.shutdown()
 
 
 def host():

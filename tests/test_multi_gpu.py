@@ -278,6 +278,15 @@ def test_a_standstill_ends_the_process(monkeypatch):
     assert next(clock, None) is None
 
 
+def test_nothing_is_expected_after_the_training():
+    progress = devices.Progress(limit=5)
+    progress.on_epoch_begin(0)
+    progress.on_train_batch_end(0)
+    assert progress.since is not None
+    progress.on_train_end()
+    assert progress.since is None
+
+
 @needs_jax
 def test_a_host_alone_does_not_wait_for_ever(folder):
     host = start_host(0, free_port(), folder)
