@@ -166,7 +166,10 @@ def prepare(args):
     import capsulenet
     import datasets
 
-    for name in ("test_batch_size", "threads", "num_primary_unit", "num_classes"):
+    for name in (
+        *("test_batch_size", "threads", "num_conv_out_channel", "num_primary_unit"),
+        *("num_classes", "output_unit_size"),
+    ):
         if getattr(args, name) < 1:
             flag = name.replace("_", "-")
             raise ValueError(f"--{flag} {getattr(args, name)}: must be at least 1")

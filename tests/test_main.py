@@ -160,6 +160,8 @@ def test_a_network_without_decoder(tmp_path, digits):
         ("--use-reconstruction-loss maybe", "'maybe' is not one of"),
         ("--num-routing 0", "--routings 0: must be at least 1"),
         ("--threads 0", "--threads 0: must be at least 1"),
+        ("--num-conv-out-channel 0", "--num-conv-out-channel 0: must be at least 1"),
+        ("--output-unit-size 0", "--output-unit-size 0: must be at least 1"),
         ("--dataset nowhere", "no such file or folder"),
         ("--save-dir /dev/null/a", "--save_dir /dev/null/a: can't be written"),
     ],
