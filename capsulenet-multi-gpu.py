@@ -100,22 +100,19 @@ def check_hosts(coordinator, num_hosts, host_id):
 
 def main(argv=None):
     """Run the command line with the arguments `argv`, by default the program's own."""
-    parser = build_parser()
-    args = parser.parse_args(argv)
+    args = build_parser().parse_args(argv)
     if args.testing or args.predict:  # one device is enough
-        capsulenet.run(args, parser)
+        capsulenet.run(args)
         return
-    try:
+    with capsulenet.one_line_errors():
         start(args)
-    except (OSError, ValueError) as error:
-        parser.error(str(error).splitlines()[0])
     host, hosts = devices.host()
     with open(os.devnull, "w") as nowhere:  # the first host speaks for all
         speak = contextlib.redirect_stdout(nowhere if host else sys.stdout)
         try:
             with speak, devices.data_parallel(args.gpus, args.device):
                 print(f"{hosts} hosts with {args.gpus} devices ({args.device}) each")
-                capsulenet.run(args, parser)
+                capsulenet.run(args)
         except devices.HostLost as error:
             devices.end(error, 1)
         except SystemExit as stop:  # of bad input, which was said
@@ -126,7 +123,7 @@ def main(argv=None):
     if host == 0 and not args.pause_after:
         args.testing = True
         args.weights = os.path.join(args.save_dir, "trained_model.h5")
-        capsulenet.run(args, parser)
+        capsulenet.run(args)
 
 
 if __name__ == "__main__":

@@ -11,19 +11,22 @@ References:
 """
 
 import argparse
-import csv
+import contextlib
 import ctypes
 import importlib.util
+import itertools
 import json
 import math
+import operator
 import os
+import signal
 import sys
-import time
 
 import keras
 import numpy as np
-from keras import callbacks, layers, ops
+from keras import layers, ops
 
+import callbacks
 import checkpoints
 import datasets
 import devices
@@ -41,6 +44,7 @@ from checkpoints import load_weights, save_weights
 from datasets import load_mnist  # noqa: F401  (people import it from here)
 from utils import (
     combine_images,
+    first_line,
     plot_confusion,
     plot_log,
     plot_mistakes,
@@ -50,6 +54,9 @@ from utils import (
 
 MANIPULATIONS = np.linspace(-0.25, 0.25, 11)
 """What `manipulate_latent` adds to a dimension (Sabour et al. 2017, figure 4)."""
+
+MOST_ROUTINGS = 100
+"""Routing iterations that a file of weights may ask for."""
 
 OPTIMIZERS = {"adam": keras.optimizers.Adam, "lamb": keras.optimizers.Lamb}
 
@@ -267,66 +274,6 @@ def machine_memory():
 # Training, test and manipulation -----------------------------------------------------
 
 
-class EpochSeconds(callbacks.Callback):
-    """Add `seconds`, the wall time of the epoch with its validation, to the logs."""
-
-    def on_epoch_begin(self, epoch, logs=None):
-        """Start the clock."""
-        self.start = time.perf_counter()
-
-    def on_epoch_end(self, epoch, logs=None):
-        """Read the clock."""
-        logs["seconds"] = round(time.perf_counter() - self.start, 2)
-
-
-class BatchLog(callbacks.Callback):
-    """Print the epoch's averages so far every `interval` batches."""
-
-    def __init__(self, interval):
-        super().__init__()
-        self.interval = interval
-
-    def on_train_batch_end(self, batch, logs=None):
-        """Print total loss, its parts and the accuracy."""
-        if (batch + 1) % self.interval == 0:
-            names = {
-                "loss": "loss",
-                "capsnet_loss": "margin",
-                "decoder_loss": "reconstruction",
-                "capsnet_accuracy": "accuracy",
-                "accuracy": "accuracy",
-            }
-            values = [f"{t} {logs[n]:.4f}" for n, t in names.items() if n in logs]
-            print(f"\nBatch {batch + 1}: {', '.join(values)}", flush=True)
-
-
-class Reconstructions(callbacks.Callback):
-    """Show TensorBoard some images and their reconstructions after each epoch.
-
-    Specific to TensorFlow, whose summaries TensorBoard reads.
-    """
-
-    def __init__(self, images, save_dir):
-        super().__init__()
-        self.images = images
-        self.directory = os.path.join(save_dir, "tensorboard-logs", "images")
-
-    def on_epoch_end(self, epoch, logs=None):
-        """Write the pictures; the decoder sees the longest capsule."""
-        import tensorflow as tf
-
-        longest = self.model.predict_on_batch([self.images, self.empty()])[0]
-        labels = np.eye(longest.shape[1], dtype="float32")[np.argmax(longest, 1)]
-        shown = self.model.predict_on_batch([self.images, labels])[1]
-        with tf.summary.create_file_writer(self.directory).as_default():
-            tf.summary.image("original", self.images, epoch, max_outputs=10)
-            tf.summary.image("reconstructed", shown, epoch, max_outputs=10)
-
-    def empty(self):
-        """Return labels of no class."""
-        return np.zeros((len(self.images), self.model.output_shape[0][-1]), "float32")
-
-
 def train(model, data, args):
     """Train a CapsNet, and leave log, checkpoint, curves and weights in `save_dir`.
 
@@ -336,7 +283,8 @@ def train(model, data, args):
             channels)` in [0, 1] and one-hot labels `(n, n_class)`.
         args: namespace with any of the command line's options as attributes; the
             others take the command line's defaults. Beyond those: `class_names`, list
-            of str; `test_batch_size`, images a validation step; `log_interval`,
+            of str; `run_options`, dict of what is compared where a run goes on, by
+            default the options that its result depends on; `test_batch_size`, images a validation step; `log_interval`,
             batches between two printed lines, 0 for none; `threads` that prepare
             batches; `keep_checkpoints`, 0 for all; `draw_reconstructions`, whether
             TensorBoard gets pictures.
@@ -346,13 +294,49 @@ def train(model, data, args):
 
     Raises:
         ValueError: if an option has a value that it can't have.
-        OSError: if the save directory can't be written.
+        OSError: if the save directory can't be written, or another process trains
+            there.
+        FloatingPointError: if the loss is no finite number.
+        SystemExit: where Ctrl-C or SIGTERM ended the training after a step, with the
+            code 130 or 143. The weights of that moment are in `interrupted_model.h5`.
     """
     args = _with_defaults(args)
     check_options(args)
+    if args.deterministic:
+        devices.make_deterministic()
     host, hosts = devices.host()
-    if host == 0:
-        make_save_dir(args.save_dir)
+    with contextlib.ExitStack() as stack:
+        if host == 0:
+            make_save_dir(args.save_dir)
+            stack.enter_context(checkpoints.only_run(args.save_dir))
+        interruption = stack.enter_context(callbacks.Interruption())
+        progress = devices.Progress(devices.PATIENCE if hosts > 1 else None)
+        try:
+            end = _fit(model, data, args, [progress, interruption])
+        except callbacks.Interrupted as stop:
+            _leave(model, args, stop)
+        except (OSError, FloatingPointError) as error:
+            how = _how_to_go_on(args.save_dir)
+            raise type(error)(f"{first_line(error)}: {how}") from error
+        except Exception as error:
+            if hosts == 1:
+                raise
+            raise devices.HostLost(progress.lost(first_line(error))) from error
+        if host > 0:
+            return model
+        if end < args.epochs:
+            print(f"Paused after epoch {end} of {args.epochs}; --resume goes on")
+            return model
+        weights = os.path.join(args.save_dir, "trained_model.h5")
+        save_weights(model, weights, _about(model, args))
+        print(f"Trained model saved to {weights}")
+        plot_log(os.path.join(args.save_dir, "log.csv"), show=True)
+    return model
+
+
+def _fit(model, data, args, watching):
+    """Train until the last epoch, or the pause; returns the number of epochs done."""
+    host, hosts = devices.host()
     (x_train, y_train), validation_data = data
     checkpoint = _checkpoint_to_resume(args)
     if args.seed is None:
@@ -367,7 +351,7 @@ def train(model, data, args):
         seed=args.seed,
         on_device=_on_device(),
         with_images=with_images,
-        workers=args.threads,
+        workers=_workers(args.threads),
         **shared,
     )
     compile_model(model, args, len(batches))
@@ -375,44 +359,69 @@ def train(model, data, args):
     begin, end = 0, args.epochs
     if checkpoint is not None:
         checkpoints.restore(model, args.save_dir, checkpoint)
-        if host == 0:
-            checkpoints.restore_log(args.save_dir, checkpoint)
         begin = checkpoint["epochs"]
+    elif args.resume:
+        print(f"Nothing to resume in {args.save_dir}: starting at epoch 0")
+    if host == 0 and checkpoint is None:
+        checkpoints.set_aside(args.save_dir)
+    elif host == 0:
+        checkpoints.restore_log(args.save_dir, checkpoint)
         print(f"Resumed after epoch {begin} of {args.epochs}")
     if args.pause_after:
         end = min(end, begin + args.pause_after)
-    progress = devices.Progress(devices.PATIENCE if hosts > 1 else None)
+    validation_batches = datasets.ValidationBatches(
+        *validation_data,
+        args.test_batch_size or args.batch_size,
+        with_images=with_images,
+        **shared,
+    )
+    used = _callbacks(model, args, batches, checkpoint, validation_data[0])
     try:
         model.fit(
             batches,
             initial_epoch=begin,
             epochs=end,
             shuffle=False,  # the batches bring their own order
-            validation_data=datasets.ValidationBatches(
-                *validation_data,
-                args.test_batch_size or args.batch_size,
-                with_images=with_images,
-                **shared,
-            ),
-            callbacks=[
-                *_callbacks(model, args, batches, checkpoint, validation_data[0]),
-                progress,
-            ],
+            validation_data=validation_batches,
+            callbacks=[*used, *watching],
         )
-    except Exception as error:
-        if hosts == 1:
-            raise
-        raise devices.HostLost(progress.lost(str(error).splitlines()[0])) from error
-    if host > 0:
-        return model
-    if end < args.epochs:
-        print(f"Paused after epoch {end} of {args.epochs}; --resume goes on")
-        return model
-    weights = os.path.join(args.save_dir, "trained_model.h5")
-    save_weights(model, weights, _about(model, args))
-    print(f"Trained model saved to {weights}")
-    plot_log(os.path.join(args.save_dir, "log.csv"), show=True)
-    return model
+    except ValueError as error:  # a defect, unlike the bad input that others stand for
+        raise RuntimeError("the training failed") from error
+    return end
+
+
+def _workers(threads):
+    """How many threads may prepare batches.
+
+    Specific to the backend: with JAX and PyTorch, Keras' threads keep batches of one
+    epoch for the next one, so that most of an epoch's order would be that of another.
+    """
+    return threads if keras.backend.backend() == "tensorflow" else 1
+
+
+def _leave(model, args, stop):
+    """Save what there is of an interrupted training, and end the process."""
+    name = signal.Signals(stop.number).name
+    print(f"\nStopped by {name} {stop}", file=sys.stderr)
+    if devices.host()[0] == 0:
+        weights = os.path.join(args.save_dir, "interrupted_model.h5")
+        save_weights(model, weights, _about(model, args))
+        print(f"The weights of that moment: {weights}", file=sys.stderr)
+        log = os.path.join(args.save_dir, "log.csv")
+        if os.path.exists(log):
+            plot_log(log, show=False)
+        print(_how_to_go_on(args.save_dir), file=sys.stderr)
+    raise SystemExit(128 + stop.number)
+
+
+def _how_to_go_on(save_dir):
+    """Say which checkpoint `--resume` would go on from."""
+    checkpoint = checkpoints.last_checkpoint(save_dir)
+    if checkpoint is None:
+        return "no epoch was finished, --resume starts at epoch 0"
+    epochs = checkpoint["epochs"]
+    path = checkpoints.weights_path(save_dir, epochs)
+    return f"the last good checkpoint is {path}, --resume goes on after epoch {epochs}"
 
 
 def _on_device():
@@ -421,9 +430,13 @@ def _on_device():
     return one and not on_cpu() and keras.backend.backend() != "tensorflow"
 
 
+def _has_capsules(model):
+    return any(isinstance(layer, CapsuleLayer) for layer in model.layers)
+
+
 def _about(model, args):
     """What travels with the weights, so that `--predict` needs no flags."""
-    if not any(isinstance(layer, CapsuleLayer) for layer in model.layers):
+    if not _has_capsules(model):
         return {}
     built = architecture(model)
     names = args.class_names or map(str, range(built["n_class"]))
@@ -441,7 +454,9 @@ _NOT_OF_THE_RUN = (
 
 
 def _run_options(args):
-    """The options that the result of a training depends on."""
+    """The options that the result of a training depends on, by the names of flags."""
+    if args.run_options:
+        return args.run_options
     names = vars(build_parser().parse_args([])).keys() - set(_NOT_OF_THE_RUN)
     return {name: getattr(args, name) for name in sorted(names)}
 
@@ -465,15 +480,21 @@ def _checkpoint_to_resume(args):
             f"{args.save_dir}: it must be a folder that all of them share"
         )
     if checkpoint is None:
-        print(f"Nothing to resume in {args.save_dir}: starting at epoch 0")
         return None
-    saved = checkpoint["options"]
+    # An option that is newer than the checkpoint had its default then.
+    saved = {
+        **_run_options(_with_defaults(argparse.Namespace())),
+        **checkpoint["options"],
+    }
+    if args.run_options:
+        saved = checkpoint["options"]
     if args.seed is None:
         args.seed = saved.get("seed")
+    options = _run_options(args)
     others = [
-        f"--{name} {value} (there: {saved.get(name)})"
-        for name, value in _run_options(args).items()
-        if value != saved.get(name)
+        f"--{name} {options.get(name)} (there: {saved.get(name)})"
+        for name in sorted(options.keys() | saved.keys())
+        if options.get(name) != saved.get(name)
     ]
     if others:
         raise ValueError(
@@ -500,8 +521,10 @@ def compile_model(model, args, steps=1):
         learning_rate = keras.optimizers.schedules.CosineDecay(
             args.lr, decay_steps=args.epochs * steps
         )
-    capsules = any(isinstance(layer, CapsuleLayer) for layer in model.layers)
-    losses = [MarginLoss() if capsules else "categorical_crossentropy", "mse"]
+    losses = [
+        MarginLoss() if _has_capsules(model) else "categorical_crossentropy",
+        "mse",
+    ]
     outputs = len(model.outputs)
     model.compile(
         optimizer=OPTIMIZERS[args.optimizer](
@@ -518,58 +541,51 @@ def compile_model(model, args, steps=1):
 def _callbacks(model, args, batches, checkpoint, x_test):
     """What runs beside the training: schedule, clock, log, checkpoint, TensorBoard."""
     used = [
-        callbacks.LambdaCallback(on_epoch_begin=lambda epoch, _: batches.draw(epoch))
+        keras.callbacks.LambdaCallback(
+            on_epoch_begin=lambda epoch, _: batches.draw(epoch)
+        )
     ]
     if args.schedule == "exponential":
         used.append(
-            callbacks.LearningRateScheduler(
+            keras.callbacks.LearningRateScheduler(
                 lambda epoch: args.lr * args.lr_decay**epoch
             )
         )
+    used.append(callbacks.NotFinite())
     if devices.host()[0] > 0:  # the first host writes
         return used
+    monitor = "val_capsnet_accuracy" if len(model.outputs) > 1 else "val_accuracy"
     used += [
-        EpochSeconds(),
-        callbacks.CSVLogger(
-            os.path.join(args.save_dir, "log.csv"), append=checkpoint is not None
+        callbacks.EpochSeconds(),
+        checkpoints.Checkpoints(
+            args.save_dir,
+            _run_options(args),
+            args.keep_checkpoints,
+            checkpoint,
+            monitor,
         ),
-        _checkpoints(args, checkpoint, len(model.outputs) > 1),
     ]
+    if _has_capsules(model) and devices.replicas() == 1:
+        some = slice(0, 100)
+        used.append(callbacks.DeadCapsules(batches.x[some], batches.y[some]))
     if args.log_interval:
-        used.append(BatchLog(args.log_interval))
+        used.append(callbacks.BatchLog(args.log_interval))
     if all(map(importlib.util.find_spec, ("tensorflow", "tensorboard"))):
         used.append(
-            callbacks.TensorBoard(
+            keras.callbacks.TensorBoard(
                 os.path.join(args.save_dir, "tensorboard-logs"),
                 histogram_freq=int(args.debug),
                 write_graph=False,
             )
         )
         if args.draw_reconstructions:
-            used.append(Reconstructions(x_test[:10], args.save_dir))
+            used.append(callbacks.Reconstructions(x_test[:10], args.save_dir))
     else:
         print(
             "TensorBoard logs are not written: they need the packages tensorflow and "
             "tensorboard"
         )
     return used
-
-
-def _checkpoints(args, checkpoint, with_images):
-    monitor = "val_capsnet_accuracy" if with_images else "val_accuracy"
-    begin, best = 0, -1.0
-    if checkpoint is not None:
-        begin = checkpoint["epochs"]
-        log = csv.DictReader(checkpoint["log"].splitlines())
-        best = max(float(row[monitor]) for row in log)
-    return checkpoints.Checkpoints(
-        args.save_dir,
-        _run_options(args),
-        args.keep_checkpoints,
-        begin,
-        monitor,
-        best,
-    )
 
 
 def _jit_compile():
@@ -787,33 +803,71 @@ def load_model(path):
     """
     about, weights = checkpoints.read(path)
     try:
-        built = about.get("architecture") or _architecture_of(weights)
+        built = _architecture_of(weights, about.get("architecture", {}))
         names = about.get("class_names") or [str(i) for i in range(built["n_class"])]
-        trio = CapsNet(**{**built, "input_shape": tuple(built["input_shape"])})
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        if [type(name) for name in names] != [str] * built["n_class"]:
+            raise ValueError(f"{built['n_class']} classes, names {names}")
+        trio = CapsNet(**built)
+    except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise ValueError(f"{path}: not a CapsNet's weights ({error!r})") from error
-    load_weights(trio[0], path)
-    digits = built["input_shape"] == [28, 28, 1] and built["n_class"] == 10
+    except ValueError as error:
+        reason = first_line(error)
+        raise ValueError(f"{path}: not a CapsNet's weights ({reason})") from error
+    checkpoints.set_weights(trio[0], weights, path)
+    digits = built["input_shape"] == (28, 28, 1) and built["n_class"] == 10
     return trio, {
         "class_names": names,
         "like_mnist": about.get("like_mnist", digits),
     }
 
 
-def _architecture_of(weights):
-    kernel, primary = weights["conv1"][0], weights["primarycap_conv2d"][0]
-    n_class, _, dim_capsule, dim_primary = weights["digitcaps"][0].shape
-    pixels = len(weights["decoder"][-1]) // kernel.shape[2]
-    return {
-        "input_shape": [math.isqrt(pixels), math.isqrt(pixels), kernel.shape[2]],
+def _architecture_of(weights, said):
+    """Read the arguments of `CapsNet` from weights.
+
+    What the weights do not tell is taken from `said`, by which nothing can be larger
+    than the weights allow.
+    """
+    kernel_size, _, channels, filters = weights["conv1"][0].shape
+    n_class, n_primary, dim_capsule, dim_primary = weights["digitcaps"][0].shape
+    primary = weights["primarycap_conv2d"][0].shape[3]
+    built = {
         "n_class": n_class,
-        "routings": 3,
-        "filters": kernel.shape[3],
-        "kernel_size": kernel.shape[0],
-        "n_channels": primary.shape[3] // dim_primary,
+        "filters": filters,
+        "kernel_size": kernel_size,
+        "n_channels": primary // dim_primary,
         "dim_primary": dim_primary,
         "dim_capsule": dim_capsule,
+        "decoder": "decoder" in weights,
     }
+    for name in built.keys() & said.keys():
+        if said[name] != built[name]:
+            raise ValueError(f"{name} is {built[name]} and not {said[name]}")
+    if "input_shape" in said:
+        shape = tuple(map(operator.index, said["input_shape"]))
+    else:
+        side = math.isqrt(len(weights["decoder"][-1]) // channels)
+        shape = (side, side, channels)
+    routings, strides = (
+        operator.index(said.get(name, usual))
+        for name, usual in (("routings", 3), ("strides", 2))
+    )
+    if not (1 <= routings <= MOST_ROUTINGS and strides >= 1):
+        raise ValueError(f"routings {routings}, strides {strides}")
+    places = [(s - 2 * (kernel_size - 1) - 1) // strides + 1 for s in shape[:2]]
+    if min(places) < 1 or math.prod(places) * built["n_channels"] != n_primary:
+        raise ValueError(f"{n_primary} primary capsules on images of {shape}")
+    sizes = [n_class * dim_capsule, 512, 1024, math.prod(shape)]
+    dense = [shape for pair in itertools.pairwise(sizes) for shape in (pair, pair[1:])]
+    expected = {
+        "conv1": [(kernel_size, kernel_size, shape[2], filters), (filters,)],
+        "primarycap_conv2d": [(kernel_size, kernel_size, filters, primary), (primary,)],
+        "decoder": dense if built["decoder"] else [],
+    }
+    for name, shapes in expected.items():
+        found = [array.shape for array in weights.get(name, [])]
+        if found != shapes:
+            raise ValueError(f"{name} has shapes {found}, not {shapes}")
+    return {**built, "input_shape": shape, "routings": routings, "strides": strides}
 
 
 def predict_files(args):
@@ -945,6 +999,11 @@ def build_parser():
     add("-w", "--weights", default=None, help="weights to start from or to test")
     add("--resume", action="store_true", help="go on with the run in save_dir")
     add(
+        "--deterministic",
+        action="store_true",
+        help="compute the same bits each time, also where a run is interrupted",
+    )
+    add(
         "--pause_after",
         default=0,
         type=int,
@@ -1015,6 +1074,7 @@ def _image_size(text):
 
 _OTHER_OPTIONS = {
     "class_names": None,
+    "run_options": None,
     "test_batch_size": None,
     "log_interval": 0,
     "threads": 1,
@@ -1066,7 +1126,7 @@ def _draw_seed():
 
 def make_save_dir(path):
     """Make the directory and try that a file can be written there."""
-    trial = os.path.join(path, f".{os.getpid()}.tmp")
+    trial = os.path.join(path, f"trial.{os.getpid()}.tmp")
     try:
         os.makedirs(path, exist_ok=True)
         with open(trial, "w"):
@@ -1081,6 +1141,8 @@ def make_save_dir(path):
 def _prepare(args):
     """Check everything the user gave, then return the trio and the data."""
     check_options(args)
+    if args.deterministic:
+        devices.make_deterministic()
     data = datasets.load(args.dataset, args.image_size, args.color, args.test_share)
     (x_train, y_train), args.class_names = data.train, data.class_names
     if args.dataset != "mnist" and args.digit == build_parser().get_default("digit"):
@@ -1136,21 +1198,41 @@ def set_allocator():
 
 def main(argv=None):
     """Run the command line with the arguments `argv`, by default the program's own."""
-    parser = build_parser()
-    args = parser.parse_args(argv)
+    args = build_parser().parse_args(argv)
     set_allocator()
-    run(args, parser)
+    run(args)
 
 
-def run(args, parser):
+@contextlib.contextmanager
+def one_line_errors():
+    """End the program with one line: code 2 for bad input, 1 for a sick training."""
+    try:
+        yield
+    except OSError as error:
+        about = f"{error.filename}: {error.strerror}"
+        _fail(about if error.filename else first_line(error), 2)
+    except ValueError as error:
+        _fail(first_line(error), 2)
+    except FloatingPointError as error:
+        _fail(first_line(error), 1)
+    except KeyboardInterrupt:
+        _fail("interrupted", 128 + signal.SIGINT)
+
+
+def _fail(reason, code):
+    print(f"{os.path.basename(sys.argv[0])}: error: {reason}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def run(args):
     """Do what a command line says: predict, test, or train.
+
+    Bad input ends the program with one line.
 
     Args:
         args: namespace with all options.
-        parser: the parser that they come from; bad ones end the program through its
-            `error`.
     """
-    try:
+    with one_line_errors():
         if args.predict:
             check_options(args)
             predict_files(args)
@@ -1163,14 +1245,8 @@ def run(args, parser):
                 print("No weights are given (-w): the test is of random weights.")
             test(eval_model, data.test, args)
             manipulate_latent(manipulate_model, data.test, args)
-    except OSError as error:
-        parser.error(
-            f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        )
-    except ValueError as error:
-        parser.error(str(error))
-    if not args.testing:
-        train(train_model, (data.train, data.test), args)
+        else:
+            train(train_model, (data.train, data.test), args)
 
 
 if __name__ == "__main__":

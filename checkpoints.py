@@ -1,35 +1,30 @@
 """Files of weights, and the checkpoints that a run goes on from."""
 
 import contextlib
+import csv
 import hashlib
+import io
+import itertools
 import json
+import math
 import os
+import re
 import shutil
-import zipfile
+import stat
+import subprocess
+import sys
 
+import filelock
 import h5py
 import keras
+import numpy as np
 
 import devices
+import weights_reader
+from utils import first_line, whole_file
 
-
-@contextlib.contextmanager
-def whole_file(path, ending=".tmp"):
-    """Give a temporary name; what is written there becomes `path`, whole or not at all.
-
-    Args:
-        path: str. The file; one that is there is replaced when the new one is whole.
-        ending: str. What the temporary name has to end with. Defaults to `".tmp"`.
-    """
-    temporary = f"{path}.{os.getpid()}{ending}"
-    try:
-        yield temporary
-        with open(temporary, "rb") as file:  # to the disk, before it has its name
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
+SECONDS_TO_READ = 60
+"""Patience with the process that reads a file of weights; a second more for 5 MB."""
 
 
 def save_weights(model, path, about=None):
@@ -44,20 +39,25 @@ def save_weights(model, path, about=None):
         path: str. The file; one that is there is replaced when the new one is whole.
         about: dict, optional. Whatever JSON can hold; `read` returns it.
     """
-    with whole_file(path) as temporary, h5py.File(temporary, "w") as file:
+    content = io.BytesIO()  # HDF5 itself does not survive a full disk
+    with h5py.File(content, "w") as file:
         weighted = [layer for layer in model.layers if layer.weights]
         file.attrs["layer_names"] = [layer.name.encode() for layer in weighted]
         file.attrs["backend"] = b"tensorflow"
-        file.attrs["capsnet"] = json.dumps(about or {})
+        file.attrs["capsnet"] = about = json.dumps(about or {})
         # The version of the layout; without it Keras takes the weights for older
         # ones, and converts them.
         file.attrs["keras_version"] = b"2.15.0"
+        values = {layer.name: layer.get_weights() for layer in weighted}
+        file.attrs["sha256"] = weights_reader.checksum(about, values)
         for layer in weighted:
             group = file.create_group(layer.name)
             names = [f"{weight.path}:0" for weight in layer.weights]
             group.attrs["weight_names"] = [name.encode() for name in names]
-            for name, value in zip(names, layer.get_weights(), strict=True):
+            for name, value in zip(names, values[layer.name], strict=True):
                 group[name] = value
+    with whole_file(path) as temporary, open(temporary, "wb") as file:
+        file.write(content.getbuffer())
 
 
 def load_weights(model, path):
@@ -76,7 +76,11 @@ def load_weights(model, path):
         ValueError: if it is no such file, or its weights are of another model; the
             message names the layer and both shapes.
     """
-    _, stored = read(path)
+    set_weights(model, read(path)[1], path)
+
+
+def set_weights(model, stored, path):
+    """Set the weights that `read` returned; the rest is as for `load_weights`."""
     weighted = [layer for layer in model.layers if layer.weights]
     for layer in weighted:
         if layer.name not in stored:
@@ -98,127 +102,220 @@ def load_weights(model, path):
 def read(path):
     """Read a file of any of the formats that `load_weights` takes.
 
+    It is read as data alone, in a process of its own whose time and memory are limited
+    (`weights_reader.py`): no damaged or hostile file can run code, hang or crash this
+    one.
+
     Args:
         path: str. The file.
 
     Returns:
         `(about, weights)`: the dict that `save_weights` was given, empty for other
-        files, and a dict of layer names to lists of arrays.
+        files, and a dict of layer names to lists of arrays, whose numbers are finite.
 
     Raises:
         OSError: if the file can't be read.
         ValueError: if it is no such file.
     """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise ValueError(f"{path}: not a file")
     with open(path, "rb"):  # an OSError that names the file
         pass
     try:
-        if zipfile.is_zipfile(path):
-            model = keras.saving.load_model(path, compile=False, safe_mode=True)
-            return {}, {layer.name: layer.get_weights() for layer in model.layers}
-        with h5py.File(path, "r") as file:
-            if "layers" in file:
-                return {}, _read_keras_3(file["layers"])
-            about = json.loads(file.attrs.get("capsnet", "{}"))
-            return dict(about), _read_keras_2(file.get("model_weights", file))
-    except Exception as error:  # whatever a damaged file makes the readers raise
-        raise ValueError(
-            f"{path}: not a readable weights file ({str(error).splitlines()[0]})"
-        ) from error
-
-
-def _read_keras_2(root):
-    """Each layer's group lists its weights, in order, as paths below the group."""
-    return {
-        name: [root[name][weight][()] for weight in root[name].attrs["weight_names"]]
-        for name in (
-            name.decode() if isinstance(name, bytes) else name
-            for name in root.attrs["layer_names"]
+        done = subprocess.run(
+            [sys.executable, weights_reader.__file__, path],
+            env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},  # threads take memory
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=SECONDS_TO_READ + os.path.getsize(path) // 5_000_000,
+            check=False,
         )
+    except subprocess.TimeoutExpired:
+        raise ValueError(
+            f"{path}: not a weights file; reading it does not end"
+        ) from None
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").split("\n")
+        reason = (
+            said[-2] if len(said) > 1 and done.returncode > 0 else "the reader fails"
+        )
+        raise ValueError(f"{path}: not a readable weights file ({reason})")
+    with np.load(io.BytesIO(done.stdout), allow_pickle=False) as arrays:
+        header, *values = (arrays[name] for name in arrays)
+    about, counts = json.loads(str(header))
+    values = iter(values)
+    return about, {
+        layer: list(itertools.islice(values, count)) for layer, count in counts.items()
     }
 
 
-def _read_keras_3(root):
-    """Groups `vars` hold the weights by number; the outermost tells the layer's name."""
-    weights = {}
-    for key, group in root.items():
-        arrays = []
+# The directory of a run ---------------------------------------------------------------
 
-        def collect(_, node, arrays=arrays):
-            if isinstance(node, h5py.Dataset):
-                arrays.append(node[()])
 
-        group.visititems(collect)
-        weights[group["vars"].attrs.get("name", key)] = arrays
-    return weights
+@contextlib.contextmanager
+def only_run(save_dir):
+    """Keep other trainings out of a directory, and remove what a dead one left there.
+
+    The system gives the lock back when a process ends, however it ends; the number in
+    `.lock` is that of the last process that held it.
+
+    Args:
+        save_dir: str. The directory.
+
+    Raises:
+        OSError: if another process trains there; the message has its number.
+    """
+    path = os.path.join(save_dir, ".lock")
+
+    def write_number(descriptor):
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"{os.getpid()}\n".encode())
+
+    lock = filelock.FileLock(path, on_acquired=write_number)
+    try:
+        lock.acquire(blocking=False)
+    except filelock.Timeout:
+        with open(path) as file:
+            number = file.read().strip()
+        raise OSError(
+            f"--save_dir {save_dir}: process {number} trains there; wait for it, or "
+            "choose another directory"
+        ) from None
+    try:
+        for name in os.listdir(save_dir):
+            if _HALF_WRITTEN.fullmatch(name):
+                os.remove(os.path.join(save_dir, name))
+        yield
+    finally:
+        lock.release()
+
+
+_HALF_WRITTEN = re.compile(
+    r"(checkpoint-\d+|best|trained_model|interrupted_model|log)\.\d+\.tmp\..+"
+)
+"""Temporary names of the files that a training writes, see `whole_file`."""
+
+
+def set_aside(save_dir):
+    """Give the log of another run another name, so that a new run begins its own.
+
+    `log.csv`, `log.png` and `tensorboard-logs` become `log.1.csv` and so on, with the
+    first number that is free.
+
+    Args:
+        save_dir: str. The directory.
+    """
+    if not os.path.exists(os.path.join(save_dir, "log.csv")):
+        return
+    number = 1
+    while os.path.exists(os.path.join(save_dir, f"log.{number}.csv")):
+        number += 1
+    for name in ("tensorboard-logs", "log.png", "log.csv"):
+        stem, ending = os.path.splitext(name)
+        if os.path.exists(os.path.join(save_dir, name)):
+            os.replace(
+                os.path.join(save_dir, name),
+                os.path.join(save_dir, f"{stem}.{number}{ending}"),
+            )
+    print(f"The log of another run in {save_dir} is now log.{number}.csv")
 
 
 class Checkpoints(keras.callbacks.Callback):
     """Keep the whole state of the training after each epoch, so that it can go on.
 
     A checkpoint is a pair of files: `checkpoint-<epochs>.weights.h5` with weights,
-    optimizer and random state, and `checkpoint-<epochs>.json` with the checksum of the
-    first, the options and the log so far. The second is written last, and only where
+    optimizer and random state, and `checkpoint-<epochs>.json` with the checksums of
+    both, the options and the log so far. The second is written last, and only where
     both fit together is there a checkpoint. Two are kept, so that one remains if the
     other is damaged. What Keras' `BackupAndRestore` lacks: it keeps one, without
-    checksum or log, and deletes it at the end. The one of the best epoch is copied to
-    `best.weights.h5`.
+    checksum or log, and deletes it at the end.
+
+    The checkpoint of the best epoch is copied to `best.weights.h5`, and `log.csv` gets
+    a row an epoch; Keras' `CSVLogger` could leave half a row.
 
     Args:
         save_dir: str. The directory.
         options: dict of what the run depends on, to be compared where it goes on.
         keep: int. How many are kept, the last ones; 0 for all. Defaults to 2.
-        begin: int. Epochs done before. What is there of later ones is of another run,
-            or damaged, and is removed. Defaults to 0.
+        checkpoint: dict. The checkpoint that the run goes on from, or None. What is
+            there of later epochs is of another run, or damaged; it is removed with the
+            first epoch's end, when there is something to take its place.
         monitor: str. The figure that is largest in the best epoch. Defaults to
             `"val_accuracy"`.
-        best: float. The largest one of the epochs before. Defaults to -1.
     """
 
     def __init__(
-        self, save_dir, options, keep=2, begin=0, monitor="val_accuracy", best=-1.0
+        self, save_dir, options, keep=2, checkpoint=None, monitor="val_accuracy"
     ):
         super().__init__()
-        self.monitor, self.best = monitor, best
-        self.begin = begin
-        self.keep = keep
         self.save_dir = save_dir
         self.options = options
-
-    def on_train_begin(self, logs=None):
-        """Remove what is left of another run."""
-        self._remove(lambda epochs: epochs > self.begin)
+        self.keep = keep
+        self.log = checkpoint["log"] if checkpoint else ""
+        self.monitor = monitor
+        rows = csv.DictReader(self.log.splitlines())
+        self.best = max((float(row[monitor]) for row in rows), default=-math.inf)
 
     def on_epoch_end(self, epoch, logs=None):
-        """Write the checkpoint, then remove those that are not to be kept."""
+        """Write the checkpoint and the log, then remove what is not to be kept."""
         epochs = epoch + 1
         weights, state = _paths(self.save_dir, epochs)
-        with whole_file(weights, ".weights.h5") as temporary:
-            with devices.alone():
-                self.model.save_weights(temporary)
+        with whole_file(weights) as temporary:
+            _save_whole_model(self.model, temporary)
             digest = _sha256(temporary)
-        with open(os.path.join(self.save_dir, "log.csv")) as file:
-            log = file.read()
-        record = {
-            "epochs": epochs,
-            "options": self.options,
-            "log": log,
-            "sha256": digest,
-        }
-        write_text(state, json.dumps(record, indent=1))
         if logs[self.monitor] > self.best:
             self.best = logs[self.monitor]
             path = os.path.join(self.save_dir, "best.weights.h5")
             with whole_file(path) as temporary:
                 shutil.copyfile(weights, temporary)
             print(f"\nBest epoch so far, with {self.monitor} {self.best:.5f}: {path}")
+        self._remove(lambda other: other > epochs)
+        self._add_row({"epoch": epoch, **{name: logs[name] for name in sorted(logs)}})
+        record = {
+            "epochs": epochs,
+            "options": self.options,
+            "log": self.log,
+            "sha256": digest,
+        }
+        write_text(state, _to_text(record))
+        write_text(os.path.join(self.save_dir, "log.csv"), self.log)
         if self.keep:
-            self._remove(lambda old: old <= epochs - self.keep)
+            self._remove(lambda other: other <= epochs - self.keep)
+
+    def _add_row(self, row):
+        text = io.StringIO()
+        writer = csv.DictWriter(text, row, lineterminator="\n")
+        if not self.log:
+            writer.writeheader()
+        writer.writerow(row)
+        self.log += text.getvalue()
 
     def _remove(self, which):
         for epochs in filter(which, _found(self.save_dir)):
             for path in reversed(_paths(self.save_dir, epochs)):
                 if os.path.exists(path):
                     os.remove(path)
+
+
+def _save_whole_model(model, path):
+    """Save weights, optimizer and random state by Keras.
+
+    Room is made for the file first: where HDF5 finds the disk full, it takes the
+    process down with it.
+    """
+    variables = [*model.variables, *model.optimizer.variables]
+    size = sum(4 * math.prod(variable.shape) for variable in variables)
+    with open(path, "wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size + size // 20 + 2**20)
+    with devices.alone():
+        model.save_weights(path)
+
+
+def _to_text(record):
+    """Turn the record of a checkpoint into text that holds its own checksum."""
+    digest = hashlib.sha256(json.dumps(record).encode()).hexdigest()
+    return json.dumps({**record, "sha256 of the rest": digest}, indent=1)
 
 
 def write_text(path, text):
@@ -241,13 +338,18 @@ def last_checkpoint(save_dir):
     for epochs in sorted(_found(save_dir), reverse=True):
         weights, state = _paths(save_dir, epochs)
         try:
-            with open(state) as file:
-                record = json.load(file)
-            if record["epochs"] == epochs and record["sha256"] == _sha256(weights):
+            with open(state, newline="") as file:
+                text = file.read()
+            record = json.loads(text)
+            record.pop("sha256 of the rest", None)
+            if text != _to_text(record) or record["epochs"] != epochs:
+                problem = "it was altered"
+            elif record["sha256"] != _sha256(weights):
+                problem = f"the checksum of {weights} is another"
+            else:
                 return record
-            problem = "its checksum is another"
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            problem = str(error).splitlines()[0]
+        except Exception as error:  # noqa: BLE001 (whatever a damaged file leads to)
+            problem = first_line(error)
         print(f"{state}: damaged checkpoint passed over ({problem})")
     return None
 
@@ -259,15 +361,29 @@ def restore(model, save_dir, record):
         model: the training model, compiled.
         save_dir: str. The directory.
         record: dict that `last_checkpoint` returned for it.
+
+    Raises:
+        ValueError: if the checkpoint is of another model.
     """
     model.optimizer.build(model.trainable_variables)
-    with devices.alone():
-        model.load_weights(_paths(save_dir, record["epochs"])[0])
+    path = _paths(save_dir, record["epochs"])[0]
+    try:
+        with devices.alone():
+            model.load_weights(path)
+    except Exception as error:  # whatever Keras raises
+        raise ValueError(
+            f"{path}: is of another model ({first_line(error)})"
+        ) from error
 
 
 def restore_log(save_dir, record):
     """Bring `log.csv` back to a checkpoint; the arguments are those of `restore`."""
     write_text(os.path.join(save_dir, "log.csv"), record["log"])
+
+
+def weights_path(save_dir, epochs):
+    """Return where the weights of a checkpoint lie."""
+    return _paths(save_dir, epochs)[0]
 
 
 def _paths(save_dir, epochs):
@@ -279,9 +395,10 @@ def _found(save_dir):
     """The numbers of epochs that there are checkpoints of, whole or not."""
     if not os.path.isdir(save_dir):
         return []
-    names = (name.removeprefix("checkpoint-") for name in os.listdir(save_dir))
-    numbers = (name.split(".")[0] for name in names if name.endswith(".json"))
-    return [int(number) for number in numbers if number.isdecimal()]
+    found = (
+        re.fullmatch(r"checkpoint-([0-9]+)\.json", n) for n in os.listdir(save_dir)
+    )
+    return [int(match[1]) for match in found if match]
 
 
 def _sha256(path):

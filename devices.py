@@ -96,6 +96,25 @@ class Progress(keras.callbacks.Callback):
                 end(self.lost(f"no step in {limit:.0f} seconds"), 1)
 
 
+def make_deterministic():
+    """Have the backend compute the same bits each time, on the same devices.
+
+    Specific to the backend. With JAX on a GPU it must come before anything is computed.
+    """
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        tf.config.experimental.enable_op_determinism()
+    elif keras.backend.backend() == "torch":
+        import torch
+
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    else:
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true"
+
+
 def use_cpu(count):
     """Stay on the CPU, as `count` devices, to rehearse what is meant for GPUs.
 

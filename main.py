@@ -51,7 +51,12 @@ def build_parser():
     add("--test-batch-size", default=128, type=int, help="images a test step")
     add("--log-interval", default=10, type=int, help="batches between two log lines")
     add("--no-cuda", action="store_true", help="stay on the CPU")
-    add("--threads", default=4, type=int, help="threads that prepare batches")
+    add(
+        "--threads",
+        default=4,
+        type=int,
+        help="threads that prepare batches; with TensorFlow",
+    )
     add("--seed", default=42, type=int, help="makes a run repeatable")
     add("--num-conv-out-channel", default=256, type=int, help="first convolution's")
     add("--num-conv-in-channel", default=1, type=int, help="1 for grey, 3 for colour")
@@ -80,6 +85,8 @@ def build_parser():
     add("--input-width", default=28, type=int, help="width of the images")
     add("--input-height", default=28, type=int, help="height of the images")
     add("--save-dir", default="./results", help="directory for everything written")
+    add("--resume", action="store_true", help="go on with the run in --save-dir")
+    add("--deterministic", action="store_true", help="compute the same bits each time")
     return parser
 
 
@@ -127,6 +134,10 @@ def over_all_devices():
     return devices.data_parallel(number) if number > 1 else contextlib.nullcontext()
 
 
+_NOT_OF_THE_RUN = ("save_dir", "resume", "log_interval", "threads", "no_cuda")
+"""Flags that the result of a training does not depend on."""
+
+
 def training_options(args):
     """Return the options of `capsulenet.train` that say the same."""
     import capsulenet
@@ -152,6 +163,13 @@ def training_options(args):
         color="gray" if args.num_conv_in_channel == 1 else "rgb",
         keep_checkpoints=0,
         draw_reconstructions=args.use_reconstruction_loss,
+        resume=args.resume,
+        deterministic=args.deterministic,
+        run_options={
+            name.replace("_", "-"): value
+            for name, value in vars(args).items()
+            if name not in _NOT_OF_THE_RUN
+        },
     )
     return options
 
@@ -215,31 +233,31 @@ def build(args, input_shape):
 
 def main(argv=None):
     """Run the command line with the arguments `argv`, by default the program's own."""
-    parser = build_parser()
-    args = parser.parse_args(argv)
+    args = build_parser().parse_args(argv)
     if args.no_cuda:  # before Keras is imported
         os.environ |= {"CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}
     import keras
 
     import capsulenet
+    import devices
 
+    if args.deterministic:
+        devices.make_deterministic()
     capsulenet.set_allocator()
-    try:
+    with capsulenet.one_line_errors():
         data, options = prepare(args)
-    except (OSError, ValueError) as error:
-        parser.error(" ".join(str(error).split()))
-    print(args)
-    shape = data.train[0].shape[1:]
-    keras.utils.set_random_seed(args.seed)
-    with over_all_devices():
-        train_model, _ = build(args, shape)
-        for weight in train_model.weights:
-            print(f"{weight.path}: {tuple(weight.shape)}")
-        print(f"{train_model.count_params():,} parameters")
-        capsulenet.train(train_model, (data.train, data.test), options)
-    _, eval_model = build(args, shape)  # for one device
-    eval_model.set_weights(train_model.get_weights())
-    capsulenet.test(eval_model, data.test, options)
+        print(args)
+        shape = data.train[0].shape[1:]
+        keras.utils.set_random_seed(args.seed)
+        with over_all_devices():
+            train_model, _ = build(args, shape)
+            for weight in train_model.weights:
+                print(f"{weight.path}: {tuple(weight.shape)}")
+            print(f"{train_model.count_params():,} parameters")
+            capsulenet.train(train_model, (data.train, data.test), options)
+        _, eval_model = build(args, shape)  # for one device
+        eval_model.set_weights(train_model.get_weights())
+        capsulenet.test(eval_model, data.test, options)
 
 
 if __name__ == "__main__":

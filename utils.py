@@ -1,5 +1,6 @@
-"""Drawing what came out: grids of images and the curves of a training log."""
+"""Drawing what came out, to files that are whole or not there at all."""
 
+import contextlib
 import math
 import os
 import sys
@@ -10,6 +11,34 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from PIL import Image
+
+
+@contextlib.contextmanager
+def whole_file(path):
+    """Give a temporary name; what is written there becomes `path`, whole or not at all.
+
+    The name lies in the same folder, holds `.<process id>.tmp`, and ends as `path`
+    does.
+
+    Args:
+        path: str. The file; one that is there is replaced when the new one is whole.
+    """
+    folder, name = os.path.split(path)
+    stem, dot, ending = name.partition(".")
+    temporary = os.path.join(folder, f"{stem}.{os.getpid()}.tmp{dot}{ending}")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:  # to the disk, before it has its name
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+
+
+def first_line(error):
+    """Return the first line of an error's message, or its kind where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def combine_images(generated_images, height=None, width=None):
@@ -74,7 +103,7 @@ def plot_log(filename, show=True):
         if axes.lines:
             axes.legend(fontsize="small")
     figure.tight_layout()
-    figure.savefig(os.path.splitext(filename)[0] + ".png", dpi=100)
+    _save(figure, os.path.splitext(filename)[0] + ".png")
     if show:
         plt.show(block=False)
 
@@ -106,7 +135,7 @@ def plot_confusion(counts, names, path):
     wrong, total = mistakes.sum(), counts.sum()
     axes.set_title(f"{wrong} of {total} images misread")
     figure.tight_layout()
-    figure.savefig(path, dpi=100)
+    _save(figure, path)
 
 
 def plot_mistakes(images, true, predicted, names, path, most=50):
@@ -162,7 +191,7 @@ def _draw_images(rows, titles, heading, path, width=10):
             axes.set_title(titles[index], fontsize=8)
     figure.suptitle(heading, fontsize=9)
     figure.tight_layout()
-    figure.savefig(path, dpi=100)
+    _save(figure, path)
 
 
 def save_image(image, path):
@@ -173,12 +202,18 @@ def save_image(image, path):
         path: str. The file to write; its ending tells the format.
     """
     pixels = np.round(image * 255).astype("uint8")
-    Image.fromarray(pixels).save(path)
+    with whole_file(path) as temporary:
+        Image.fromarray(pixels).save(temporary)
     if _can_show():
         plt.figure(os.path.basename(path))
         plt.imshow(pixels, cmap="gray")
         plt.axis("off")
         plt.show(block=False)
+
+
+def _save(figure, path):
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=100)
 
 
 def _can_show():

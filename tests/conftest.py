@@ -1,5 +1,7 @@
 """What several test files need."""
 
+import argparse
+import csv
 import os
 import subprocess
 import sys
@@ -13,6 +15,8 @@ sys.path.insert(0, ROOT)
 import keras
 import numpy as np
 import pytest
+
+import capsulenet
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +32,57 @@ def recorded():
         return dict(file)
 
 
+SMALL = {
+    "filters": 8,
+    "kernel_size": 5,
+    "n_channels": 2,
+    "dim_primary": 4,
+    "dim_capsule": 6,
+    "routings": 2,
+}
+
+
+def small_capsnet(**changes):
+    return capsulenet.CapsNet((12, 12, 1), 3, **{**SMALL, **changes})
+
+
+def small_data(n=50, n_test=23):
+    """Bars in three directions, which a small network tells apart quickly."""
+    y = np.arange(n + n_test) % 3
+    x = np.random.random((len(y), 12, 12, 1)).astype("float32") * 0.3
+    x[y == 0, 5:7] = 1
+    x[y == 1, :, 5:7] = 1
+    x[y == 2, 4:8, 4:8] = 1
+    y = np.eye(3, dtype="float32")[y]
+    return (x[:n], y[:n]), (x[n:], y[n:])
+
+
+def options(save_dir, **changes):
+    """The options that the scripts of CapsNet-Keras set, and no others."""
+    return argparse.Namespace(
+        **{
+            "epochs": 1,
+            "batch_size": 10,
+            "lr": 0.005,
+            "lr_decay": 0.5,
+            "lam_recon": 0.392,
+            "shift_fraction": 0.1,
+            "debug": False,
+            "save_dir": str(save_dir),
+            "digit": 1,
+            **changes,
+        }
+    )
+
+
+def read_log(save_dir):
+    with open(os.path.join(save_dir, "log.csv")) as file:
+        return [
+            {name: float(value) for name, value in row.items()}
+            for row in csv.DictReader(file)
+        ]
+
+
 def run_python(program, cwd):
     """Run a program in a fresh process and return what it printed."""
     done = subprocess.run(
@@ -41,12 +96,17 @@ def run_python(program, cwd):
     return done.stdout
 
 
+def script_environment(**changes):
+    """The environment that scripts are started in, on the backend of the tests."""
+    return {**os.environ, "KERAS_BACKEND": keras.backend.backend(), **changes}
+
+
 def run_script(name, *args, cwd, **environment):
     """Run one of the project's scripts as a user does; return the finished process."""
     return subprocess.run(
         [sys.executable, os.path.join(ROOT, name), *map(str, args)],
         cwd=cwd,
-        env={**os.environ, "KERAS_BACKEND": keras.backend.backend(), **environment},
+        env=script_environment(**environment),
         stdin=subprocess.DEVNULL,
         check=False,
         capture_output=True,

@@ -1,5 +1,3 @@
-import argparse
-import csv
 import gzip
 import os
 import types
@@ -8,6 +6,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
+from conftest import SMALL, options, read_log, small_capsnet, small_data
 from keras import ops
 from PIL import Image
 
@@ -26,56 +25,6 @@ from capsulenet import (
 from datasets import TrainingBatches
 
 test.__test__ = False  # the library's function, not a test
-
-SMALL = {
-    "filters": 8,
-    "kernel_size": 5,
-    "n_channels": 2,
-    "dim_primary": 4,
-    "dim_capsule": 6,
-    "routings": 2,
-}
-
-
-def small_capsnet(**changes):
-    return CapsNet((12, 12, 1), 3, **{**SMALL, **changes})
-
-
-def small_data(n=50, n_test=23):
-    """Bars in three directions, which a small network tells apart quickly."""
-    y = np.arange(n + n_test) % 3
-    x = np.random.random((len(y), 12, 12, 1)).astype("float32") * 0.3
-    x[y == 0, 5:7] = 1
-    x[y == 1, :, 5:7] = 1
-    x[y == 2, 4:8, 4:8] = 1
-    y = np.eye(3, dtype="float32")[y]
-    return (x[:n], y[:n]), (x[n:], y[n:])
-
-
-def options(save_dir, **changes):
-    """The options that the scripts of CapsNet-Keras set, and no others."""
-    return argparse.Namespace(
-        **{
-            "epochs": 1,
-            "batch_size": 10,
-            "lr": 0.005,
-            "lr_decay": 0.5,
-            "lam_recon": 0.392,
-            "shift_fraction": 0.1,
-            "debug": False,
-            "save_dir": str(save_dir),
-            "digit": 1,
-            **changes,
-        }
-    )
-
-
-def read_log(save_dir):
-    with open(os.path.join(save_dir, "log.csv")) as file:
-        return [
-            {name: float(value) for name, value in row.items()}
-            for row in csv.DictReader(file)
-        ]
 
 
 def assert_same_weights(a, b):
@@ -282,8 +231,8 @@ def without_seconds(log):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"schedule": "cosine", "ema": 0.9}, {"optimizer": "lamb"}],
-    ids=["default", "cosine and ema", "lamb"],
+    [{"threads": 4}, {"schedule": "cosine", "ema": 0.9}, {"optimizer": "lamb"}],
+    ids=["threads", "cosine and ema", "lamb"],
 )
 def test_a_run_in_parts_ends_as_one_in_one_piece(tmp_path, changes):
     whole, parts = tmp_path / "whole", tmp_path / "parts"

@@ -1,0 +1,229 @@
+"""What runs beside the training: clock, printed lines, pictures, and what watches it."""
+
+import math
+import os
+import signal
+import threading
+import time
+
+import keras
+import numpy as np
+
+FIRST_STEPS = 200
+"""Steps after which every class capsule should have shown some length."""
+
+DEAD_LENGTH = 0.01
+"""A capsule shorter than this for every image counts as one of length zero."""
+
+
+class EpochSeconds(keras.callbacks.Callback):
+    """Add `seconds`, the wall time of the epoch with its validation, to the logs."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Start the clock."""
+        self.start = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Read the clock."""
+        logs["seconds"] = round(time.perf_counter() - self.start, 2)
+
+
+class BatchLog(keras.callbacks.Callback):
+    """Print the epoch's averages so far every `interval` batches."""
+
+    def __init__(self, interval):
+        super().__init__()
+        self.interval = interval
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Print total loss, its parts and the accuracy."""
+        if (batch + 1) % self.interval == 0:
+            names = {
+                "loss": "loss",
+                "capsnet_loss": "margin",
+                "decoder_loss": "reconstruction",
+                "capsnet_accuracy": "accuracy",
+                "accuracy": "accuracy",
+            }
+            values = [f"{t} {logs[n]:.4f}" for n, t in names.items() if n in logs]
+            print(f"\nBatch {batch + 1}: {', '.join(values)}", flush=True)
+
+
+class Reconstructions(keras.callbacks.Callback):
+    """Show TensorBoard some images and their reconstructions after each epoch.
+
+    Specific to TensorFlow, whose summaries TensorBoard reads.
+    """
+
+    def __init__(self, images, save_dir):
+        super().__init__()
+        self.images = images
+        self.directory = os.path.join(save_dir, "tensorboard-logs", "images")
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Write the pictures; the decoder sees the longest capsule."""
+        import tensorflow as tf
+
+        longest = self.model.predict_on_batch([self.images, self.empty()])[0]
+        labels = np.eye(longest.shape[1], dtype="float32")[np.argmax(longest, 1)]
+        shown = self.model.predict_on_batch([self.images, labels])[1]
+        with tf.summary.create_file_writer(self.directory).as_default():
+            tf.summary.image("original", self.images, epoch, max_outputs=10)
+            tf.summary.image("reconstructed", shown, epoch, max_outputs=10)
+
+    def empty(self):
+        """Return labels of no class."""
+        return np.zeros((len(self.images), self.model.output_shape[0][-1]), "float32")
+
+
+class NotFinite(keras.callbacks.Callback):
+    """End a training whose loss is no finite number, before that is saved.
+
+    Keras' `TerminateOnNaN` lets the epoch end first, with a checkpoint of what is
+    broken, or does not say which epoch it was.
+
+    Raises:
+        FloatingPointError: with the epoch and the step, both counted from 1.
+    """
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Note the epoch."""
+        self.epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Look at the average loss so far, which stays what it is once it is NaN."""
+        if not math.isfinite(logs["loss"]):
+            raise FloatingPointError(
+                f"the loss is {logs['loss']} in epoch {self.epoch + 1} after step "
+                f"{batch + 1}"
+            )
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Look at the validation: the last step may have broken the weights."""
+        if not math.isfinite(logs.get("val_loss", 0.0)):
+            raise FloatingPointError(
+                f"the validation loss is {logs['val_loss']} at the end of epoch "
+                f"{epoch + 1}"
+            )
+
+
+class DeadCapsules(keras.callbacks.Callback):
+    """Warn of class capsules that stay at length zero in the first 200 steps.
+
+    Not for several devices, where one can't compute alone.
+
+    Args:
+        images: array of some of the training images.
+        labels: their labels.
+    """
+
+    def __init__(self, images, labels):
+        super().__init__()
+        self.images, self.labels = images, labels
+        self.looked = False
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Count the steps of the epochs before."""
+        self.before = epoch * (self.params["steps"] or 0)
+        self.looked = self.looked or self.before >= FIRST_STEPS
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Look once, after `FIRST_STEPS` steps."""
+        if self.looked or self.before + batch + 1 < FIRST_STEPS:
+            return
+        self.looked = True
+        if keras.backend.backend() == "jax":
+            self.model.jax_state_sync()  # the trainer keeps the weights to itself
+        outputs = len(self.model.outputs)
+        inputs = [self.images, self.labels] if outputs > 1 else self.images
+        lengths = self.model.predict_on_batch(inputs)
+        lengths = np.asarray(lengths[0] if outputs > 1 else lengths)
+        dead = np.flatnonzero(lengths.max(0) < DEAD_LENGTH)
+        if len(dead):
+            layer = self.model.get_layer("digitcaps")
+            initializer = layer.kernel_initializer or layer.default_initializer(
+                layer.W.shape[1]
+            )
+            print(
+                f"\nWarning: after {self.before + batch + 1} steps the capsules of "
+                f"{len(dead)} of {lengths.shape[1]} classes "
+                f"({', '.join(map(str, dead[:10]))}{', ...' * (len(dead) > 10)}) are "
+                f"shorter than {DEAD_LENGTH} for each of {len(lengths)} training "
+                "images: they learn nothing. Try another --seed, or another "
+                f"kernel_initializer of the CapsuleLayer than {describe(initializer)}",
+                flush=True,
+            )
+
+
+def describe(initializer):
+    """Return the name of an initializer and what it was made with."""
+    config = initializer.get_config().items()
+    values = ", ".join(f"{k}={v}" for k, v in config if v is not None)
+    return f"{type(initializer).__name__}({values})"
+
+
+class Interrupted(Exception):
+    """The training was asked to stop by the signal `number`."""
+
+    def __init__(self, number, where):
+        super().__init__(where)
+        self.number = number
+
+
+class Interruption(keras.callbacks.Callback):
+    """End the training after the step in progress, on Ctrl-C or SIGTERM.
+
+    A second signal ends the process at once. To be used as a context around `fit`;
+    outside of the main thread it does nothing. Epoch and step are counted from 1.
+
+    Raises:
+        Interrupted: where it ended.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.number = None
+        self.former = {}
+
+    def __enter__(self):
+        """Take over the signals, other than those that are ignored."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    self.former[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *_):
+        """Give the signals back."""
+        for number, handler in self.former.items():
+            signal.signal(number, handler)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Note the epoch."""
+        self.epoch, self.step = epoch + 1, 0
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Stop here if asked to."""
+        self.step = batch + 1
+        self._stop_if_asked()
+
+    def on_test_batch_end(self, batch, logs=None):
+        """Stop here if asked to."""
+        self._stop_if_asked()
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Stop here if asked to, after the checkpoint."""
+        self._stop_if_asked()
+
+    def _ask(self, number, frame):
+        self.number = number
+        for other in self.former:
+            signal.signal(other, signal.SIG_DFL)
+        # Not by print, which must not be entered a second time.
+        os.write(2, b"\nStopping after this step; once more stops at once\n")
+
+    def _stop_if_asked(self):
+        if self.number is not None:
+            raise Interrupted(
+                self.number, f"in epoch {self.epoch} after step {self.step}"
+            )

@@ -1,0 +1,131 @@
+"""Trainings that are killed, and go on as if nothing had been."""
+
+import csv
+import random
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pytest
+from conftest import ROOT, script_environment
+
+import checkpoints
+
+NETWORK = [
+    *("--num-conv-out-channel", 4, "--primary-unit-size", 4, "--num-primary-unit", 2),
+    *("--output-unit-size", 4, "--num-classes", 2, "--batch-size", 8),
+    *("--input-width", 17, "--input-height", 17),
+]
+
+
+@pytest.fixture(scope="module")
+def squares(tmp_path_factory):
+    """Two classes of 17 x 17 images."""
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for split, n in (("train", 40), ("test", 20)):
+        y = np.arange(n) % 2
+        x = rng.integers(0, 60, (n, 17, 17), "uint8")
+        x[y == 1, 5:12, 5:12] += 190
+        arrays |= {f"x_{split}": x, f"y_{split}": y}
+    path = tmp_path_factory.mktemp("data") / "squares.npz"
+    np.savez(path, **arrays)
+    return path
+
+
+def start(backend, dataset, cwd, epochs):
+    """Start a training by `main.py` whose output can be read while it runs."""
+    command = [sys.executable, f"{ROOT}/main.py", "--dataset", dataset, *NETWORK]
+    command += ["--deterministic", "--resume", "--epochs", epochs]
+    return subprocess.Popen(
+        list(map(str, command)),
+        cwd=cwd,
+        env=script_environment(KERAS_BACKEND=backend, PYTHONUNBUFFERED="1"),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def arrays_of(path):
+    """Every array of an HDF5 file, by its path."""
+    arrays = {}
+    with h5py.File(path, "r") as file:
+
+        def collect(name, node):
+            if isinstance(node, h5py.Dataset):
+                arrays[name] = node[()]
+
+        file.visititems(collect)
+    return arrays
+
+
+def what_it_leaves(directory, epochs):
+    """The log without the seconds, and the weights, optimizer and random state."""
+    with open(directory / "log.csv", newline="") as file:
+        log = [{**row, "seconds": None} for row in csv.DictReader(file)]
+    names = (
+        "trained_model.h5",
+        "best.weights.h5",
+        f"checkpoint-{epochs:04d}.weights.h5",
+    )
+    return log, {name: arrays_of(directory / name) for name in names}
+
+
+def last_epoch(directory):
+    """The epoch that a run would go on after."""
+    found = checkpoints.last_checkpoint(directory)
+    return found["epochs"] if found else 0
+
+
+@pytest.mark.parametrize(
+    "backend, kills",
+    [
+        ("tensorflow", 8),
+        ("jax", 1),
+        ("torch", 1),
+        pytest.param("tensorflow", 30, marks=pytest.mark.slow),
+        pytest.param("jax", 30, marks=pytest.mark.slow),
+        pytest.param("torch", 30, marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_killed_at_random_ends_with_the_same_bits(
+    backend, kills, squares, tmp_path
+):
+    pytest.importorskip(backend)
+    total = 8 + 2 * kills
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole.mkdir(), killed.mkdir()
+    process = start(backend, squares, whole, total)
+    output = process.communicate()[0]
+    assert process.returncode == 0, output[-3000:]
+    draw = random.Random(kills)
+    resumed_after = []
+    for _ in range(kills):
+        process = start(backend, squares, killed, total)
+        epochs = draw.choice([1, 2, 3, 5])  # that begin before it is killed
+        for line in process.stdout:
+            epochs -= line.startswith("Epoch ")
+            if not epochs:
+                break
+        try:  # an epoch takes about so long, with all that is written
+            process.communicate(timeout=draw.uniform(0, 0.4))
+        except subprocess.TimeoutExpired:
+            process.kill()
+        process.communicate()
+        resumed_after.append(last_epoch(killed / "results"))
+    process = start(backend, squares, killed, total)
+    output = process.communicate()[0]
+    assert process.returncode == 0, output[-3000:]
+    assert len(set(resumed_after) - {0, total}) >= kills / 4  # it was spread out
+    log, arrays = what_it_leaves(whole / "results", total)
+    log_of_killed, arrays_of_killed = what_it_leaves(killed / "results", total)
+    assert len(log) == total and log_of_killed == log
+    for name, expected in arrays.items():
+        assert expected.keys() == arrays_of_killed[name].keys()
+        for path, array in expected.items():
+            assert array.tobytes() == arrays_of_killed[name][path].tobytes(), path
+    print(f"{backend}: {kills} kills, after epochs {resumed_after}")
+    assert not list(killed.glob("results/*.tmp*"))
