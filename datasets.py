@@ -9,6 +9,7 @@ import json
 import math
 import os
 import pickle
+import stat
 import tempfile
 import typing
 import warnings
@@ -25,6 +26,9 @@ NAMED = ("mnist", "fashion_mnist", "cifar10")
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
 """Endings of the files in a folder that are taken for pictures."""
+
+MOST_UNPACKED = 200_000_000
+"""Bytes that an `.npz` file may unpack to, or 20 times its own size if that is more."""
 
 LARGEST_PICTURE = 50_000_000
 """Pixels of a picture that is still read; what claims more is refused unread."""
@@ -130,6 +134,9 @@ def load_npz(path):
         ValueError: if it is not such a file; the message says what is wrong.
     """
     try:
+        _check_is_file(path)
+        with zipfile.ZipFile(path) as archive:
+            _check_unpacked(path, archive.infolist())
         with np.load(path, allow_pickle=False) as file:
             arrays = [file[name] for name in _ARRAYS]
     except OSError:
@@ -137,6 +144,19 @@ def load_npz(path):
     except Exception as error:  # whatever a damaged file makes the reader raise
         raise ValueError(f"{path}: not a data set: {error}") from error
     return _from_arrays(path, *arrays)
+
+
+def _check_is_file(path):
+    """Refuse what is no file before it is opened, which might never end."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise ValueError("not a file")
+
+
+def _check_unpacked(path, members):
+    """Refuse arrays that claim more memory than a file of this size can be worth."""
+    unpacked = sum(member.file_size for member in members)
+    if unpacked > max(MOST_UNPACKED, 20 * os.path.getsize(path)):
+        raise ValueError(f"unpacks to {unpacked / 1e6:.0f} MB, a bomb")
 
 
 def _from_arrays(source, x_train, y_train, x_test, y_test, class_names=None):
@@ -163,6 +183,11 @@ def _from_arrays(source, x_train, y_train, x_test, y_test, class_names=None):
         if len(x) != len(y):
             raise ValueError(
                 f"{source}: x_{split} has {len(x)} images, y_{split} {len(y)} labels"
+            )
+        if len(y) * len(labels) > max(2**27, 4 * x.size):
+            raise ValueError(
+                f"{source}: {len(labels)} classes are too many for {len(x)} images of "
+                f"{x.size // len(x)} pixels"
             )
         one_hot = np.eye(len(labels), dtype="float32")[np.searchsorted(labels, y)]
         splits.append((x, one_hot))
@@ -296,6 +321,7 @@ def read_picture(path):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about size, which is checked here
+            _check_is_file(path)
             with Image.open(path) as picture:
                 if math.prod(picture.size) > LARGEST_PICTURE:
                     raise ValueError(f"{picture.width} x {picture.height} pixels")

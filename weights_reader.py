@@ -21,7 +21,7 @@ import numpy as np
 DEPTH = 16
 """Groups within groups, at most; whole models of Keras 2 have six."""
 
-SECONDS = 5
+SECONDS = 3
 """Processor time at most, and one more for each 50 MB."""
 
 

@@ -1,0 +1,99 @@
+"""Reads damaged copies of a file; a process of its own, since reading may not end.
+
+    python tests/fuzz.py KIND FILE FIRST
+
+For each mutation from number FIRST on it prints `begin <number>`, then `refused`,
+`same` or `other`: whether what was read is what the whole file gives. The system ends
+it where a file takes more than `SECONDS`.
+"""
+
+import os
+import random
+import resource
+import signal
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+MUTATIONS = 500
+SECONDS = 10
+
+
+def mutate(content, draw):
+    """Damage a file in one of six ways."""
+    content = bytearray(content)
+    size = len(content)
+    kind = draw.randrange(6)
+    place = draw.randrange(size)
+    if kind == 0:
+        return bytes(content[:place])
+    if kind == 1:  # single bits
+        for _ in range(draw.choice([1, 2, 8, 64])):
+            content[draw.randrange(size)] ^= 1 << draw.randrange(8)
+    elif kind == 2:  # bytes of the beginning, where the structure is
+        for _ in range(draw.choice([1, 4])):
+            content[draw.randrange(min(size, 4096))] = draw.choice([0, 1, 128, 255])
+    elif kind == 3:
+        content[place : place + 64] = draw.randbytes(draw.randrange(1, 128))
+    elif kind == 4:  # a part of it, at another place
+        other, length = draw.randrange(size), draw.randrange(1, 512)
+        content[place : place + length] = content[other : other + length]
+    else:  # sizes and addresses
+        number = draw.choice([0, 2**31, 2**40, 2**63 - 1, 2**64 - 1])
+        content[place : place + 8] = number.to_bytes(8, "little")
+    return bytes(content)
+
+
+def read_weights(path):
+    """Read as `weights_reader` does; whatever it raises is refused by its `main`."""
+    import weights_reader
+
+    try:
+        about, weights = weights_reader.read(path)
+    except Exception as error:
+        raise ValueError(str(error)) from error
+    return weights_reader.checksum(str(sorted(about)), weights)
+
+
+def read_npz(path):
+    """Read a data set."""
+    import numpy as np
+
+    import datasets
+
+    data = datasets.load_npz(path)
+    assert all(np.isfinite(x).all() and x.ndim == 4 for x, _ in data[:2])
+    return b"".join(a.tobytes() for part in data[:2] for a in part), data.class_names
+
+
+def read_png(path):
+    """Read a picture."""
+    import datasets
+
+    picture = datasets.read_picture(path)
+    assert datasets.fit_picture(picture, (28, 28, 1), True).shape == (28, 28, 1)
+    return picture.mode, picture.size, picture.tobytes()
+
+
+def main(kind, source, first):
+    """Read the mutations from number `first` on."""
+    read = {"npz": read_npz, "png": read_png}.get(kind, read_weights)
+    with open(source, "rb") as file:
+        content = file.read()
+    expected = read(source)
+    path = f"{source}.damaged"
+    for number in range(first, MUTATIONS):
+        with open(path, "wb") as file:
+            file.write(mutate(content, random.Random(number)))
+        print("begin", number, flush=True)
+        signal.alarm(SECONDS)
+        try:
+            print("same" if read(path) == expected else "other")
+        except (ValueError, OSError):
+            print("refused")
+        signal.alarm(0)
+    print("memory", 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))

@@ -1,0 +1,331 @@
+"""Files from strangers: refused in one line, or read as what they are."""
+
+import collections
+import io
+import json
+import os
+import random
+import struct
+import subprocess
+import sys
+import time
+import zipfile
+import zlib
+
+import fuzz
+import h5py
+import keras
+import numpy as np
+import pytest
+from conftest import ROOT, options, script_environment, small_capsnet, small_data
+from PIL import Image
+
+import capsulenet
+import checkpoints
+import datasets
+
+
+def tiny_capsnet():
+    sizes = {"filters": 2, "kernel_size": 3, "strides": 2, "n_channels": 1}
+    sizes |= {"dim_primary": 2, "dim_capsule": 2, "decoder": False}
+    return capsulenet.CapsNet((7, 7, 1), 2, 1, **sizes)[0]
+
+
+@pytest.fixture
+def whole(tmp_path):
+    """Whole files of every kind that is read."""
+    paths = {kind: str(tmp_path / f"a.{kind}") for kind in KINDS}
+    model = tiny_capsnet()
+    about = {"architecture": capsulenet.architecture(model)}
+    capsulenet.save_weights(model, paths["h5"], about)
+    capsulenet.save_weights(model, paths["keras2.h5"])
+    with h5py.File(paths["keras2.h5"], "a") as file:
+        del file.attrs["sha256"], file.attrs["capsnet"]
+    model.save_weights(paths["weights.h5"])
+    model.save(paths["keras"])
+    draw = np.random.default_rng(0)
+    images, labels = draw.integers(0, 255, (6, 9, 9), "uint8"), np.arange(6) % 3
+    arrays = {f"x_{split}": images for split in ("train", "test")}
+    np.savez(paths["npz"], **arrays, y_train=labels, y_test=labels)
+    Image.fromarray(draw.integers(0, 255, (12, 9, 3), "uint8")).save(paths["png"])
+    return paths
+
+
+KINDS = ("h5", "keras2.h5", "weights.h5", "keras", "npz", "png")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_damaged_files_are_refused_or_read_whole(whole, kind):
+    outcomes, memory = collections.Counter(), 0
+    first = 0
+    while first < fuzz.MUTATIONS:
+        done = subprocess.run(
+            [sys.executable, fuzz.__file__, kind, whole[kind], str(first)],
+            env=script_environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        lines = [line.split() for line in done.stdout.splitlines()]
+        outcomes.update(line[0] for line in lines)
+        if done.returncode == 0:
+            memory = int(lines[-1][1])
+            break
+        # HDF5's library hung or crashed: that is what the process of its own is for.
+        assert done.returncode < 0 and kind not in ("npz", "png"), done.stderr
+        start = time.monotonic()
+        with pytest.raises(ValueError, match="not a readable weights file"):
+            checkpoints.read(f"{whole[kind]}.damaged")
+        assert time.monotonic() - start < 6 * fuzz.SECONDS  # of a busy machine
+        outcomes["refused by its limits"] += 1
+        first = int(lines[-1][1]) + 1
+    print(kind, dict(outcomes), f"{memory / 1e6:.0f} MB")
+    read = sum(
+        outcomes[o] for o in ("refused", "same", "other", "refused by its limits")
+    )
+    assert read == outcomes["begin"] == fuzz.MUTATIONS >= 500
+    assert outcomes["refused"] > fuzz.MUTATIONS / 5
+    assert memory < 2e9
+    if kind == "h5":  # it has a checksum
+        assert outcomes["other"] == 0
+
+
+def test_a_checkpoint_is_never_taken_when_altered(tmp_path):
+    directory = tmp_path / "run"
+    capsulenet.train(small_capsnet()[0], small_data(), options(directory, seed=0))
+    for ending in ("weights.h5", "json"):
+        path = directory / f"checkpoint-0001.{ending}"
+        content = path.read_bytes()
+        for number in range(fuzz.MUTATIONS):
+            damaged = fuzz.mutate(content, random.Random(number))
+            path.write_bytes(damaged)
+            taken = checkpoints.last_checkpoint(directory)
+            assert (taken is None) == (damaged != content), number
+        path.write_bytes(content)
+        assert checkpoints.last_checkpoint(directory)["epochs"] == 1
+
+
+# Weights -----------------------------------------------------------------------------
+
+
+def with_h5(path, change):
+    with h5py.File(path, "a") as file:
+        change(file)
+
+
+def huge_shape(file):
+    del file["digitcaps"]
+    file.create_dataset("digitcaps/digitcaps/W:0", (2**20,) * 3, "f4", chunks=(64,) * 3)
+    file["digitcaps"].attrs["weight_names"] = [b"digitcaps/W:0"]
+
+
+def bomb(file):
+    name = "digitcaps/digitcaps/W:0"
+    del file[name]
+    file.create_dataset(name, data=np.zeros(30_000_000, "f4"), compression="gzip")
+
+
+def deep(file):
+    group = file["digitcaps"]
+    for _ in range(3000):
+        group = group.create_group("g")
+
+
+def a_cycle(file):
+    file["digitcaps/again"] = file["digitcaps"]
+
+
+def link_out(file):
+    del file["conv1"]
+    file["conv1"] = h5py.ExternalLink("/dev/zero", "/conv1")
+
+
+def data_outside(file):
+    name = "digitcaps/digitcaps/W:0"
+    shape = file[name].shape
+    del file[name]
+    file.create_dataset(name, shape, "f4", external=[("/etc/hostname", 0, 4096)])
+
+
+def not_finite(file):
+    del file.attrs["sha256"]
+    file["digitcaps/digitcaps/W:0"][0] = np.inf
+
+
+def flipped(file):
+    file["digitcaps/digitcaps/W:0"][0] += 1e-3
+
+
+def text_for_numbers(file):
+    del file["conv1"]["conv1/kernel:0"]
+    file["conv1/conv1/kernel:0"] = b"text"
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (huge_shape, "is not in the file"),
+        (bomb, "is not in the file"),
+        (deep, "deep"),
+        (a_cycle, "deep"),
+        (link_out, "is a link"),
+        (data_outside, "is not in the file"),
+        (not_finite, "not finite"),
+        (flipped, "checksum"),
+        (text_for_numbers, "conv1/kernel"),
+    ],
+)
+def test_hostile_weights_are_refused(whole, change, message):
+    with_h5(whole["h5"], change)
+    with pytest.raises(ValueError, match=message):
+        capsulenet.load_model(whole["h5"])
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"routings": 10**9},
+        {"routings": "3"},
+        {"strides": 0},
+        {"input_shape": [10**6, 10**6, 1]},
+        {"input_shape": 7},
+        {"n_class": 10**6},
+        {"filters": 10**9},
+        {"n_channels": 10**6},
+        {"dim_capsule": 10**9},
+        {"decoder": True},
+    ],
+    ids=str,
+)
+def test_sizes_that_the_weights_deny_are_refused(whole, said):
+    model = tiny_capsnet()
+    about = {"architecture": {**capsulenet.architecture(model), **said}}
+    capsulenet.save_weights(model, whole["h5"], about)
+    with pytest.raises(ValueError, match="not a CapsNet's weights"):
+        capsulenet.load_model(whole["h5"])
+
+
+def test_names_that_are_none_are_refused(whole):
+    model = tiny_capsnet()
+    about = {"architecture": capsulenet.architecture(model), "class_names": [["a"], 1]}
+    capsulenet.save_weights(model, whole["h5"], about)
+    with pytest.raises(ValueError, match="names"):
+        capsulenet.load_model(whole["h5"])
+
+
+def test_code_in_a_keras_file_is_refused_and_not_run(tmp_path):
+    inputs = keras.Input((2,))
+    keras.Model(inputs, keras.layers.Lambda(lambda x: x)(inputs)).save(
+        tmp_path / "a.keras"
+    )
+    with pytest.raises(ValueError, match="Lambda"):
+        capsulenet.load_model(str(tmp_path / "a.keras"))
+
+
+def test_a_keras_file_that_unpacks_to_more_than_itself_is_refused(whole):
+    with zipfile.ZipFile(whole["keras"], "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("config.json", "{}")
+        archive.writestr("model.weights.h5", bytes(50_000_000))
+    with pytest.raises(ValueError, match="larger than the file"):
+        capsulenet.load_model(whole["keras"])
+
+
+@pytest.mark.parametrize("kind", ["directory", "fifo", "device"])
+def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path, kind):
+    path = str(tmp_path / "a.h5")
+    if kind == "directory":
+        os.mkdir(path)
+    elif kind == "fifo":
+        os.mkfifo(path)
+    else:
+        os.symlink("/dev/zero", path)
+    for read in (capsulenet.load_model, datasets.read_picture, datasets.load_npz):
+        with pytest.raises((ValueError, OSError)):
+            read(path)
+
+
+# Data and pictures -------------------------------------------------------------------
+
+
+def npz_claiming(path, shape, dtype="|u1", content=b""):
+    """Write a data set whose training images claim a shape that they do not have."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": dtype, "fortran_order": False, "shape": shape}
+    )
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x_train.npy", header.getvalue() + content)
+        for name in ("y_train", "x_test", "y_test"):
+            array = io.BytesIO()
+            np.save(array, np.zeros(3, "uint8"))
+            archive.writestr(f"{name}.npy", array.getvalue())
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        {"shape": (10**12, 28, 28)},
+        {"shape": (3, 2**31, 2**31)},
+        {"shape": (-1, 28, 28)},
+        {"shape": (3, 28, 28), "dtype": "|O", "content": b"cos\nsystem\n(S'exit'\ntR."},
+        {"shape": (400_000, 28, 28), "content": bytes(400_000 * 784)},
+    ],
+    ids=["huge", "overflow", "negative", "pickle", "bomb"],
+)
+def test_hostile_data_sets_are_refused(tmp_path, claim):
+    path = tmp_path / "a.npz"
+    npz_claiming(path, **claim)
+    with pytest.raises(ValueError, match=r"a\.npz: "):
+        datasets.load_npz(path)
+
+
+def test_labels_that_would_fill_the_memory_are_refused(tmp_path):
+    n = 300_000
+    x, y = np.zeros((n, 1, 1), "uint8"), (np.arange(n) % 2000).astype("uint16")
+    np.savez(tmp_path / "a.npz", x_train=x, y_train=y, x_test=x[:2], y_test=y[:2])
+    with pytest.raises(ValueError, match="2000 classes"):
+        datasets.load_npz(tmp_path / "a.npz")
+
+
+def png(width, height, rows):
+    """A PNG of grey pixels that claims a size."""
+
+    def chunk(kind, body):
+        check = zlib.crc32(kind + body)
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", check)
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize("size", [(60_000, 60_000), (2**31 - 1, 2), (10_000, 10_000)])
+def test_pictures_that_would_fill_the_memory_are_refused(tmp_path, size):
+    path = tmp_path / "a.png"
+    path.write_bytes(png(*size, bytes(1000)))
+    with pytest.raises(ValueError, match="pixels|size"):
+        datasets.read_picture(path)
+
+
+def test_the_command_line_refuses_in_one_line(tmp_path, whole):
+    with open(whole["h5"], "r+b") as file:
+        file.truncate(3000)
+    for name, content in (("deep.json", json.dumps({})), ("a.h5", None)):
+        path = tmp_path / name
+        if content is not None:
+            path.write_text(content)
+        done = subprocess.run(
+            [sys.executable, f"{ROOT}/capsulenet.py", "-w", path, "--predict", "x.png"],
+            cwd=tmp_path,
+            env=script_environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 2 and "Traceback" not in done.stderr
+        last = done.stderr.strip().splitlines()[-1]
+        assert last.startswith(f"capsulenet.py: error: {path}: not a readable weights")
