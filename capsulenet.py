@@ -284,10 +284,10 @@ def train(model, data, args):
         args: namespace with any of the command line's options as attributes; the
             others take the command line's defaults. Beyond those: `class_names`, list
             of str; `run_options`, dict of what is compared where a run goes on, by
-            default the options that its result depends on; `test_batch_size`, images a validation step; `log_interval`,
-            batches between two printed lines, 0 for none; `threads` that prepare
-            batches; `keep_checkpoints`, 0 for all; `draw_reconstructions`, whether
-            TensorBoard gets pictures.
+            default the options that its result depends on; `test_batch_size`, images a
+            validation step; `log_interval`, batches between two printed lines, 0 for
+            none; `threads` that prepare batches; `keep_checkpoints`, 0 for all;
+            `draw_reconstructions`, whether TensorBoard gets pictures.
 
     Returns:
         `model`, trained.
@@ -331,6 +331,8 @@ def train(model, data, args):
         save_weights(model, weights, _about(model, args))
         print(f"Trained model saved to {weights}")
         plot_log(os.path.join(args.save_dir, "log.csv"), show=True)
+        if interruption.number is not None:  # while the last files were written
+            raise SystemExit(128 + interruption.number)
     return model
 
 
@@ -481,13 +483,9 @@ def _checkpoint_to_resume(args):
         )
     if checkpoint is None:
         return None
-    # An option that is newer than the checkpoint had its default then.
-    saved = {
-        **_run_options(_with_defaults(argparse.Namespace())),
-        **checkpoint["options"],
-    }
-    if args.run_options:
-        saved = checkpoint["options"]
+    saved = checkpoint["options"]
+    if not args.run_options:  # an option newer than the checkpoint had its default
+        saved = {**_run_options(_with_defaults(argparse.Namespace())), **saved}
     if args.seed is None:
         args.seed = saved.get("seed")
     options = _run_options(args)
@@ -1232,6 +1230,7 @@ def run(args):
     Args:
         args: namespace with all options.
     """
+    args = _with_defaults(args)
     with one_line_errors():
         if args.predict:
             check_options(args)

@@ -131,14 +131,11 @@ def read(path):
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise ValueError(
-            f"{path}: not a weights file; reading it does not end"
-        ) from None
+        reason = "it takes too long"
+        raise ValueError(f"{path}: not a readable weights file ({reason})") from None
     if done.returncode:
-        said = done.stderr.decode(errors="replace").split("\n")
-        reason = (
-            said[-2] if len(said) > 1 and done.returncode > 0 else "the reader fails"
-        )
+        said = done.stderr.decode(errors="replace").splitlines()
+        reason = said[-1] if said else "the reader was ended"
         raise ValueError(f"{path}: not a readable weights file ({reason})")
     with np.load(io.BytesIO(done.stdout), allow_pickle=False) as arrays:
         header, *values = (arrays[name] for name in arrays)

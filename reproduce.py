@@ -293,13 +293,8 @@ def parse(argv=None):
     return args
 
 
-def main(argv=None):
-    """Run the command line with the arguments `argv`, by default the program's own."""
-    args = parse(argv)
-    if args.table:
-        print(table(read_rows(args.csv)))
-        return
-    capsulenet.set_allocator()
+def run_all(args):
+    """Train and test what the table lacks; returns after a pause."""
     data = load(args)
     for seed in range(args.trials):
         for variant in args.variants:
@@ -311,6 +306,17 @@ def main(argv=None):
                 return
             add_row(args.csv, row)
             print(f"{variant}, seed {seed}: {row['error']}% test error", flush=True)
+
+
+def main(argv=None):
+    """Run the command line with the arguments `argv`, by default the program's own."""
+    args = parse(argv)
+    if args.table:
+        print(table(read_rows(args.csv)))
+        return
+    capsulenet.set_allocator()
+    with capsulenet.one_line_errors():
+        run_all(args)
 
 
 if __name__ == "__main__":

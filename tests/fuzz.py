@@ -3,13 +3,13 @@
     python tests/fuzz.py KIND FILE FIRST
 
 For each mutation from number FIRST on it prints `begin <number>`, then `refused`,
-`same` or `other`: whether what was read is what the whole file gives. The system ends
-it where a file takes more than `SECONDS`.
+`same` or `other`: whether what was read is what the whole file gives; at the end the
+most memory that it had. The system ends it where a file takes more than `SECONDS`, or
+one of weights more than one of processor time.
 """
 
 import os
 import random
-import resource
 import signal
 import sys
 
@@ -87,12 +87,17 @@ def main(kind, source, first):
             file.write(mutate(content, random.Random(number)))
         print("begin", number, flush=True)
         signal.alarm(SECONDS)
+        if read is read_weights:
+            signal.setitimer(signal.ITIMER_VIRTUAL, 1.0)
         try:
             print("same" if read(path) == expected else "other")
         except (ValueError, OSError):
             print("refused")
         signal.alarm(0)
-    print("memory", 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+    with open("/proc/self/status") as file:
+        (line,) = (line for line in file if line.startswith("VmHWM"))
+    print("memory", 1024 * int(line.split()[1]))
 
 
 if __name__ == "__main__":

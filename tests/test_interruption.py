@@ -13,7 +13,6 @@ from conftest import (
     ROOT,
     options,
     read_log,
-    run_script,
     script_environment,
     small_capsnet,
     small_data,
@@ -22,12 +21,9 @@ from conftest import (
 import callbacks
 import capsulenet
 import checkpoints
+import main
 import utils
 from capsulenet import load_weights, train
-
-
-def files(directory):
-    return {name: (directory / name).read_bytes() for name in os.listdir(directory)}
 
 
 def small_train(directory, **changes):
@@ -223,13 +219,13 @@ def last_line(done):
     return done.stderr.strip().splitlines()[-1]
 
 
-def mount_small_disk(size):
-    """The command that runs another in a directory `disk` of limited size, or skip."""
-    mount = f'mount -t tmpfs -o size={size} none disk && cd disk && exec "$@"'
+def on_a_disk(options):
+    """The command that runs another on a file system of its own, or skip."""
+    mount = f'mount -t tmpfs -o {options} none disk && cd disk && exec "$@"'
     for wrapper in (["unshare", "-m"], ["unshare", "-rm"]):
         command = [*wrapper, "sh", "-c", mount, "sh"]
         try:
-            os.mkdir("disk") if not os.path.isdir("disk") else None
+            os.makedirs("disk", exist_ok=True)
             subprocess.run([*command, "true"], check=True, capture_output=True)
             return command
         except (OSError, subprocess.CalledProcessError):
@@ -237,11 +233,20 @@ def mount_small_disk(size):
     pytest.skip("no file system can be mounted here")
 
 
-def test_a_full_disk_is_one_line(tmp_path, monkeypatch, data_file):
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ("size=5M", "No space left on device: no epoch was finished, --resume starts"),
+        ("ro", "--save_dir ./results: can't be written (Read-only file system)"),
+    ],
+)
+def test_a_disk_that_takes_nothing_is_one_line(
+    tmp_path, monkeypatch, data_file, options, message
+):
     monkeypatch.chdir(tmp_path)
-    done = small_main(data_file, tmp_path, *mount_small_disk("5M"))
+    done = small_main(data_file, tmp_path, *on_a_disk(options))
     assert done.returncode == 2
-    assert "error" in last_line(done) and "resume" in last_line(done)
+    assert message in last_line(done)
 
 
 def test_a_full_disk_leaves_the_files_that_were_there(tmp_path, monkeypatch):
@@ -288,11 +293,13 @@ def test_what_can_not_be_written_leaves_the_old_file(tmp_path, write, monkeypatc
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["log.png"]
 
 
-def test_a_directory_that_can_not_be_written_is_one_line(tmp_path, data_file):
+def test_a_directory_that_can_not_be_written_is_one_line(tmp_path, data_file, capsys):
     (tmp_path / "results").write_text("a file")
-    done = small_main(data_file, tmp_path)
-    assert done.returncode == 2
-    assert "--save_dir ./results: can't be written" in last_line(done)
+    save_dir = str(tmp_path / "results")
+    with pytest.raises(SystemExit) as stop:
+        capsulenet.main(["--dataset", str(data_file), "--save_dir", save_dir])
+    assert stop.value.code == 2
+    assert f"--save_dir {save_dir}: can't be written" in capsys.readouterr().err
 
 
 def test_a_directory_that_vanishes_is_one_error(tmp_path, monkeypatch):
@@ -362,20 +369,33 @@ def test_capsules_of_length_zero_are_warned_of(tmp_path, monkeypatch, capsys, de
 # Going on ----------------------------------------------------------------------------
 
 
-def test_main_goes_on_and_names_other_options(tmp_path, data_file):
-    done = small_main(data_file, tmp_path)
-    assert done.returncode == 0, done.stderr
+def test_capsulenet_goes_on_and_names_other_options(tmp_path, data_file, capsys):
+    save_dir = tmp_path / "run"
+    command = ["--dataset", str(data_file), "--save_dir", str(save_dir), "--resume"]
+    command += ["--epochs", "1"]
+    capsulenet.main(command)
+    first = (save_dir / "log.csv").read_bytes()
+    with pytest.raises(SystemExit) as stop:
+        capsulenet.main([*command, "--lr", "0.5", "--routings", "2"])
+    assert stop.value.code == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "--lr 0.5 (there: 0.001), --routings 2 (there: 3)" in said
+    capsulenet.main(command)
+    assert "Resumed after epoch 1 of 1" in capsys.readouterr().out
+    assert (save_dir / "log.csv").read_bytes() == first
+
+
+def test_main_goes_on_and_names_other_options(tmp_path, monkeypatch, data_file, capsys):
+    monkeypatch.chdir(tmp_path)
+    command = ["--dataset", str(data_file), *map(str, NETWORK), "--resume"]
+    main.main(command)
     first = (tmp_path / "results" / "log.csv").read_bytes()
-    done = run_script(
-        *("main.py", "--dataset", data_file, *NETWORK, "--resume", "--lr", "0.5"),
-        *("--num-conv-out-channel", 8),
-        cwd=tmp_path,
-    )
-    assert done.returncode == 2
-    assert "--lr 0.5 (there: 0.01)" in last_line(done)
-    assert "--num-conv-out-channel 8 (there: 4)" in last_line(done)
-    done = run_script(
-        "main.py", "--dataset", data_file, *NETWORK, "--resume", cwd=tmp_path
-    )
-    assert done.returncode == 0 and "Resumed after epoch 1 of 1" in done.stdout
+    with pytest.raises(SystemExit) as stop:
+        main.main([*command, "--lr", "0.5", "--num-conv-out-channel", "8"])
+    assert stop.value.code == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "--lr 0.5 (there: 0.01)" in said
+    assert "--num-conv-out-channel 8 (there: 4)" in said
+    main.main(command)
+    assert "Resumed after epoch 1 of 1" in capsys.readouterr().out
     assert (tmp_path / "results" / "log.csv").read_bytes() == first
