@@ -1,5 +1,6 @@
 """What runs beside the training: clock, printed lines, pictures, and what watches it."""
 
+import contextlib
 import math
 import os
 import signal
@@ -220,7 +221,8 @@ class Interruption(keras.callbacks.Callback):
         for other in self.former:
             signal.signal(other, signal.SIG_DFL)
         # Not by print, which must not be entered a second time.
-        os.write(2, b"\nStopping after this step; once more stops at once\n")
+        with contextlib.suppress(OSError):  # nobody may be there to read it
+            os.write(2, b"\nStopping after this step; once more stops at once\n")
 
     def _stop_if_asked(self):
         if self.number is not None:

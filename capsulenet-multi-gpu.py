@@ -50,6 +50,8 @@ def start(args):
         ValueError: if an option has a value that it can't have.
     """
     capsulenet.check_options(args)
+    if args.deterministic:
+        devices.make_deterministic()
     if args.gpus < 1:
         raise ValueError(f"--gpus {args.gpus}: must be at least 1")
     backend = keras.backend.backend()

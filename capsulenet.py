@@ -403,16 +403,20 @@ def _workers(threads):
 
 def _leave(model, args, stop):
     """Save what there is of an interrupted training, and end the process."""
-    name = signal.Signals(stop.number).name
-    print(f"\nStopped by {name} {stop}", file=sys.stderr)
+    said = [f"\nStopped by {signal.Signals(stop.number).name} {stop}"]
     if devices.host()[0] == 0:
         weights = os.path.join(args.save_dir, "interrupted_model.h5")
-        save_weights(model, weights, _about(model, args))
-        print(f"The weights of that moment: {weights}", file=sys.stderr)
         log = os.path.join(args.save_dir, "log.csv")
-        if os.path.exists(log):
-            plot_log(log, show=False)
-        print(_how_to_go_on(args.save_dir), file=sys.stderr)
+        try:
+            save_weights(model, weights, _about(model, args))
+            said.append(f"The weights of that moment: {weights}")
+            if os.path.exists(log):
+                plot_log(log, show=False)
+        except OSError as error:
+            said.append(f"Not everything could be saved: {first_line(error)}")
+        said.append(_how_to_go_on(args.save_dir))
+    with contextlib.suppress(OSError):  # whoever reads may have been stopped as well
+        print("\n".join(said), file=sys.stderr, flush=True)
     raise SystemExit(128 + stop.number)
 
 
@@ -460,7 +464,9 @@ def _run_options(args):
     if args.run_options:
         return args.run_options
     names = vars(build_parser().parse_args([])).keys() - set(_NOT_OF_THE_RUN)
-    return {name: getattr(args, name) for name in sorted(names)}
+    options = {name: getattr(args, name) for name in sorted(names)}
+    # As they come back from a checkpoint: no tuples, no numbers of NumPy.
+    return json.loads(json.dumps(options, default=operator.methodcaller("item")))
 
 
 def _checkpoint_to_resume(args):
@@ -540,7 +546,7 @@ def _callbacks(model, args, batches, checkpoint, x_test):
     """What runs beside the training: schedule, clock, log, checkpoint, TensorBoard."""
     used = [
         keras.callbacks.LambdaCallback(
-            on_epoch_begin=lambda epoch, _: batches.draw(epoch)
+            on_epoch_begin=lambda epoch, _: _draw(model, batches, args.seed, epoch)
         )
     ]
     if args.schedule == "exponential":
@@ -564,7 +570,7 @@ def _callbacks(model, args, batches, checkpoint, x_test):
         ),
     ]
     if _has_capsules(model) and devices.replicas() == 1:
-        some = slice(0, 100)
+        some = slice(None, None, max(1, len(batches.x) // 100))
         used.append(callbacks.DeadCapsules(batches.x[some], batches.y[some]))
     if args.log_interval:
         used.append(callbacks.BatchLog(args.log_interval))
@@ -584,6 +590,23 @@ def _callbacks(model, args, batches, checkpoint, x_test):
             "tensorboard"
         )
     return used
+
+
+def _draw(model, batches, seed, epoch):
+    """Draw what is random in an epoch, from the seed and its number alone.
+
+    Keras does not save the state of what draws numbers for dropout. With PyTorch that
+    may be a generator of its own.
+    """
+    batches.draw(epoch)
+    rng = np.random.default_rng((seed, epoch))
+    for variable in model.variables:
+        if variable.path.endswith("seed_generator_state"):
+            variable.assign(rng.integers(2**31, size=variable.shape))
+    if keras.backend.backend() == "torch":
+        import torch
+
+        torch.manual_seed(int(rng.integers(2**31)))
 
 
 def _jit_compile():
@@ -803,8 +826,8 @@ def load_model(path):
     try:
         built = _architecture_of(weights, about.get("architecture", {}))
         names = about.get("class_names") or [str(i) for i in range(built["n_class"])]
-        if [type(name) for name in names] != [str] * built["n_class"]:
-            raise ValueError(f"{built['n_class']} classes, names {names}")
+        if len(names) != built["n_class"] or not all(map(_is_name, names)):
+            raise ValueError(f"{built['n_class']} classes, names {repr(names)[:100]}")
         trio = CapsNet(**built)
     except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise ValueError(f"{path}: not a CapsNet's weights ({error!r})") from error
@@ -817,6 +840,10 @@ def load_model(path):
         "class_names": names,
         "like_mnist": about.get("like_mnist", digits),
     }
+
+
+def _is_name(name):
+    return isinstance(name, str) and name.isprintable() and len(name) <= 255
 
 
 def _architecture_of(weights, said):
@@ -849,7 +876,7 @@ def _architecture_of(weights, said):
         operator.index(said.get(name, usual))
         for name, usual in (("routings", 3), ("strides", 2))
     )
-    if not (1 <= routings <= MOST_ROUTINGS and strides >= 1):
+    if not (1 <= routings <= MOST_ROUTINGS and 1 <= strides <= kernel_size):
         raise ValueError(f"routings {routings}, strides {strides}")
     places = [(s - 2 * (kernel_size - 1) - 1) // strides + 1 for s in shape[:2]]
     if min(places) < 1 or math.prod(places) * built["n_channels"] != n_primary:

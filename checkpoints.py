@@ -2,12 +2,14 @@
 
 import contextlib
 import csv
+import errno
 import hashlib
 import io
 import itertools
 import json
 import math
 import os
+import platform
 import re
 import shutil
 import stat
@@ -86,7 +88,8 @@ def set_weights(model, stored, path):
         if layer.name not in stored:
             raise ValueError(
                 f"{path}: holds no layer {layer.name!r}, but "
-                f"{', '.join(sorted(stored)) or 'none at all'}; not a CapsNet's weights"
+                f"{repr(sorted(stored))[1:-1][:200] or 'none at all'}; not a CapsNet's "
+                "weights"
             )
         shapes = [tuple(weight.shape) for weight in layer.weights]
         found = [value.shape for value in stored[layer.name]]
@@ -153,8 +156,8 @@ def read(path):
 def only_run(save_dir):
     """Keep other trainings out of a directory, and remove what a dead one left there.
 
-    The system gives the lock back when a process ends, however it ends; the number in
-    `.lock` is that of the last process that held it.
+    The system gives the lock back when a process ends, however it ends; `.lock.by` names
+    the last process that held it.
 
     Args:
         save_dir: str. The directory.
@@ -162,23 +165,19 @@ def only_run(save_dir):
     Raises:
         OSError: if another process trains there; the message has its number.
     """
-    path = os.path.join(save_dir, ".lock")
-
-    def write_number(descriptor):
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"{os.getpid()}\n".encode())
-
-    lock = filelock.FileLock(path, on_acquired=write_number)
+    lock = filelock.FileLock(os.path.join(save_dir, ".lock"))
+    holder = os.path.join(save_dir, ".lock.by")
     try:
         lock.acquire(blocking=False)
     except filelock.Timeout:
-        with open(path) as file:
-            number = file.read().strip()
+        with open(holder) as file:
+            who = file.read()
         raise OSError(
-            f"--save_dir {save_dir}: process {number} trains there; wait for it, or "
-            "choose another directory"
+            f"--save_dir {save_dir}: process {who} trains there; wait for it, or choose "
+            "another directory"
         ) from None
     try:
+        write_text(holder, f"{os.getpid()} on {platform.node()}")
         for name in os.listdir(save_dir):
             if _HALF_WRITTEN.fullmatch(name):
                 os.remove(os.path.join(save_dir, name))
@@ -194,27 +193,40 @@ _HALF_WRITTEN = re.compile(
 
 
 def set_aside(save_dir):
-    """Give the log of another run another name, so that a new run begins its own.
+    """Put away what another run left, so that a new run begins its own.
 
     `log.csv`, `log.png` and `tensorboard-logs` become `log.1.csv` and so on, with the
-    first number that is free.
+    first number that is free for all three. Its checkpoints go to the directory
+    `former-run`, in place of those of the run before it, where `--resume` still goes on
+    with them.
 
     Args:
         save_dir: str. The directory.
     """
-    if not os.path.exists(os.path.join(save_dir, "log.csv")):
-        return
+
+    def place(name):
+        return os.path.join(save_dir, name)
+
+    names = {
+        "tensorboard-logs": "tensorboard-logs.{}",
+        "log.png": "log.{}.png",
+        "log.csv": "log.{}.csv",
+    }
     number = 1
-    while os.path.exists(os.path.join(save_dir, f"log.{number}.csv")):
+    while any(os.path.exists(place(other.format(number))) for other in names.values()):
         number += 1
-    for name in ("tensorboard-logs", "log.png", "log.csv"):
-        stem, ending = os.path.splitext(name)
-        if os.path.exists(os.path.join(save_dir, name)):
-            os.replace(
-                os.path.join(save_dir, name),
-                os.path.join(save_dir, f"{stem}.{number}{ending}"),
-            )
-    print(f"The log of another run in {save_dir} is now log.{number}.csv")
+    for name, other in names.items():
+        if os.path.exists(place(name)):
+            os.replace(place(name), place(other.format(number)))
+            print(f"{place(name)} of another run is now {other.format(number)}")
+    former = place("former-run")
+    if last_checkpoint(save_dir) is not None:
+        shutil.rmtree(former, ignore_errors=True)
+        print(f"Its checkpoints: {former}, from which --resume still goes on")
+    for path in [path for n in _found(save_dir) for path in _paths(save_dir, n)]:
+        if os.path.exists(path):
+            os.makedirs(former, exist_ok=True)
+            os.replace(path, os.path.join(former, os.path.basename(path)))
 
 
 class Checkpoints(keras.callbacks.Callback):
@@ -235,8 +247,7 @@ class Checkpoints(keras.callbacks.Callback):
         options: dict of what the run depends on, to be compared where it goes on.
         keep: int. How many are kept, the last ones; 0 for all. Defaults to 2.
         checkpoint: dict. The checkpoint that the run goes on from, or None. What is
-            there of later epochs is of another run, or damaged; it is removed with the
-            first epoch's end, when there is something to take its place.
+            there of later epochs is damaged; it is removed with the first epoch's end.
         monitor: str. The figure that is largest in the best epoch. Defaults to
             `"val_accuracy"`.
     """
@@ -251,7 +262,10 @@ class Checkpoints(keras.callbacks.Callback):
         self.log = checkpoint["log"] if checkpoint else ""
         self.monitor = monitor
         rows = csv.DictReader(self.log.splitlines())
-        self.best = max((float(row[monitor]) for row in rows), default=-math.inf)
+        *before, last = [-math.inf, *(float(row[monitor]) for row in rows)]
+        self.best = max(before, default=-math.inf)
+        if last > self.best:  # the run may have ended before it was copied
+            self._copy_best(last, _paths(save_dir, checkpoint["epochs"])[0])
 
     def on_epoch_end(self, epoch, logs=None):
         """Write the checkpoint and the log, then remove what is not to be kept."""
@@ -260,12 +274,6 @@ class Checkpoints(keras.callbacks.Callback):
         with whole_file(weights) as temporary:
             _save_whole_model(self.model, temporary)
             digest = _sha256(temporary)
-        if logs[self.monitor] > self.best:
-            self.best = logs[self.monitor]
-            path = os.path.join(self.save_dir, "best.weights.h5")
-            with whole_file(path) as temporary:
-                shutil.copyfile(weights, temporary)
-            print(f"\nBest epoch so far, with {self.monitor} {self.best:.5f}: {path}")
         self._remove(lambda other: other > epochs)
         self._add_row({"epoch": epoch, **{name: logs[name] for name in sorted(logs)}})
         record = {
@@ -276,8 +284,17 @@ class Checkpoints(keras.callbacks.Callback):
         }
         write_text(state, _to_text(record))
         write_text(os.path.join(self.save_dir, "log.csv"), self.log)
+        if logs[self.monitor] > self.best:
+            self._copy_best(logs[self.monitor], weights)
         if self.keep:
             self._remove(lambda other: other <= epochs - self.keep)
+
+    def _copy_best(self, value, weights):
+        self.best = value
+        path = os.path.join(self.save_dir, "best.weights.h5")
+        with whole_file(path) as temporary:
+            shutil.copyfile(weights, temporary)
+        print(f"\nBest epoch so far, with {self.monitor} {value:.5f}: {path}")
 
     def _add_row(self, row):
         text = io.StringIO()
@@ -297,16 +314,25 @@ class Checkpoints(keras.callbacks.Callback):
 def _save_whole_model(model, path):
     """Save weights, optimizer and random state by Keras.
 
-    Room is made for the file first: where HDF5 finds the disk full, it takes the
-    process down with it.
+    Whether there is room for it is tried first: where HDF5 finds the disk full, it
+    takes the process down with it.
     """
     variables = [*model.variables, *model.optimizer.variables]
     size = sum(4 * math.prod(variable.shape) for variable in variables)
     with open(path, "wb") as file:
-        if hasattr(os, "posix_fallocate"):
+        try:
             os.posix_fallocate(file.fileno(), 0, size + size // 20 + 2**20)
+        except AttributeError:  # not on this system
+            pass
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+                raise
     with devices.alone():
         model.save_weights(path)
+
+
+_RECORD = {"epochs": int, "options": dict, "log": str, "sha256": str}
+"""What the record of a checkpoint holds, beside its own checksum."""
 
 
 def _to_text(record):
@@ -338,13 +364,22 @@ def last_checkpoint(save_dir):
             with open(state, newline="") as file:
                 text = file.read()
             record = json.loads(text)
-            record.pop("sha256 of the rest", None)
-            if text != _to_text(record) or record["epochs"] != epochs:
-                problem = "it was altered"
+            if record.keys() != _RECORD.keys():  # those of older versions had no more
+                del record["sha256 of the rest"]
+                if text != _to_text(record):
+                    raise ValueError("it was altered")
+            if any(type(record[name]) is not kind for name, kind in _RECORD.items()):
+                problem = "it is none"
+            elif record["epochs"] != epochs:
+                problem = "it has another number"
             elif record["sha256"] != _sha256(weights):
                 problem = f"the checksum of {weights} is another"
             else:
                 return record
+        except FileNotFoundError as error:
+            problem = first_line(error)
+        except OSError:  # no damage: it can't be read now
+            raise
         except Exception as error:  # noqa: BLE001 (whatever a damaged file leads to)
             problem = first_line(error)
         print(f"{state}: damaged checkpoint passed over ({problem})")

@@ -30,6 +30,9 @@ PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
 MOST_UNPACKED = 200_000_000
 """Bytes that an `.npz` file may unpack to, or 20 times its own size if that is more."""
 
+FORMATS = ("PNG", "JPEG", "BMP", "GIF")
+"""What a picture is read as, whatever its ending: Pillow would run code for others."""
+
 LARGEST_PICTURE = 50_000_000
 """Pixels of a picture that is still read; what claims more is refused unread."""
 
@@ -322,7 +325,7 @@ def read_picture(path):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about size, which is checked here
             _check_is_file(path)
-            with Image.open(path) as picture:
+            with Image.open(path, formats=FORMATS) as picture:
                 if math.prod(picture.size) > LARGEST_PICTURE:
                     raise ValueError(f"{picture.width} x {picture.height} pixels")
                 picture.load()

@@ -31,6 +31,7 @@ from keras import layers
 import capsulenet
 import checkpoints
 import datasets
+import devices
 
 Variant = collections.namedtuple(
     "Variant", "title routings lam_recon reconstruction keras paper"
@@ -123,6 +124,8 @@ def build(variant, options, data):
         `(train_model, eval_model)`; the second gives the classes first, or alone.
     """
     (x, y), _ = data
+    if options.deterministic:
+        devices.make_deterministic()
     keras.utils.set_random_seed(options.seed)
     keras.config.set_dtype_policy(
         "mixed_bfloat16" if options.precision == "bfloat16" else "float32"

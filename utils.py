@@ -28,9 +28,15 @@ def whole_file(path):
     temporary = os.path.join(folder, f"{stem}.{os.getpid()}.tmp{dot}{ending}")
     try:
         yield temporary
-        with open(temporary, "rb") as file:  # to the disk, before it has its name
+        with open(temporary, "r+b") as file:  # to the disk, before it has its name
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        with contextlib.suppress(OSError):  # not every system can do that
+            directory = os.open(folder or ".", os.O_RDONLY)
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)
     finally:
         if os.path.exists(temporary):
             os.remove(temporary)
@@ -128,8 +134,8 @@ def plot_confusion(counts, names, path):
             axes.text(
                 column, row, counts[row, column], ha="center", va="center", size=8
             )
-        axes.set_xticks(range(n), names, rotation=90)
-        axes.set_yticks(range(n), names)
+        axes.set_xticks(range(n), names, rotation=90, parse_math=False)
+        axes.set_yticks(range(n), names, parse_math=False)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     wrong, total = mistakes.sum(), counts.sum()
@@ -188,7 +194,7 @@ def _draw_images(rows, titles, heading, path, width=10):
             axes.imshow(
                 image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray"
             )
-            axes.set_title(titles[index], fontsize=8)
+            axes.set_title(titles[index], fontsize=8, parse_math=False)
     figure.suptitle(heading, fontsize=9)
     figure.tight_layout()
     _save(figure, path)

@@ -8,6 +8,7 @@ read goes to the standard output, as `numpy.savez` writes it. Code in a file is 
 run, and links out of it are not followed.
 """
 
+import contextlib
 import hashlib
 import io
 import json
@@ -47,11 +48,13 @@ def read(path):
         is_zip = start.read(2) == b"PK"
     content = _from_zip(path) if is_zip else path
     with h5py.File(content, "r") as file:
-        if "layers" in file:
-            arrays = _arrays(file["layers"], os.path.getsize(path))
-            return {}, _of_keras_3(file["layers"], arrays)
+        names = set(file)
+        if "layers" in names:
+            layers = _inside(file, "layers")
+            arrays = _arrays(layers, os.path.getsize(path))
+            return {}, _of_keras_3(layers, arrays)
         about = file.attrs.get("capsnet", "{}")
-        root = file.get("model_weights", file)
+        root = _inside(file, "model_weights") if "model_weights" in names else file
         weights = _of_keras_2(root, _arrays(root, os.path.getsize(path)))
         if file.attrs.get("sha256", "") not in ("", checksum(about, weights)):
             raise ValueError("damaged, its checksum is another")
@@ -102,30 +105,35 @@ def _arrays(group, room, depth=1):
         raise ValueError(f"groups more than {DEPTH} deep")
     found = {}
     for name in group:
-        if type(group.get(name, getlink=True)) is not h5py.HardLink:
-            raise ValueError(f"{name!r} is a link")
-        node = group[name]
+        node = _inside(group, name)
         if isinstance(node, h5py.Group):
             below = _arrays(node, room, depth + 1)
             found |= {f"{name}/{path}": array for path, array in below.items()}
             room -= sum(array.nbytes for array in below.values())
         elif isinstance(node, h5py.Dataset) and node.dtype.kind in "fiu":
             room -= node.nbytes
-            if room < 0 or node.is_virtual or node.external:
+            if room < 0 or 0 in node.shape or node.is_virtual or node.external:
                 raise ValueError(f"{name!r} of shape {node.shape} is not in the file")
-            array = node[()]
-            if not np.isfinite(array).all():
-                raise ValueError(f"{name!r} holds numbers that are not finite")
-            found[name] = np.asarray(array)
+            found[name] = np.asarray(node[()])
+            with np.errstate(over="ignore"):
+                if not np.isfinite(found[name].astype("float32")).all():
+                    raise ValueError(f"{name!r} holds numbers that are not finite")
     return found
+
+
+def _inside(group, name):
+    """Return what a group has under a name; links may lead out of the file."""
+    if "/" in name or type(group.get(name, getlink=True)) is not h5py.HardLink:
+        raise ValueError(f"{name!r} is a link")
+    return group[name]
 
 
 def _of_keras_2(root, arrays):
     """Each layer's group lists its weights, in order, as paths below the group."""
     return {
         layer: [
-            arrays[f"{layer}/{_text(weight)}"]
-            for weight in root[layer].attrs["weight_names"]
+            arrays.pop(f"{layer}/{_text(weight)}")  # no array counts twice
+            for weight in _inside(root, layer).attrs["weight_names"]
         ]
         for layer in map(_text, root.attrs["layer_names"])
     }
@@ -158,11 +166,13 @@ def limit(size):
     limits = {
         resource.RLIMIT_CPU: SECONDS + size // 50_000_000,
         resource.RLIMIT_AS: 2**30 + 4 * size,
+        resource.RLIMIT_CORE: 0,
     }
     for kind, most in limits.items():
         hard = resource.getrlimit(kind)[1]
         most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(kind, (most, hard))
+        with contextlib.suppress(ValueError, OSError):  # macOS lacks one of them
+            resource.setrlimit(kind, (most, hard))
 
 
 def main():

@@ -115,6 +115,7 @@ def test_a_run_killed_at_random_ends_with_the_same_bits(
         except subprocess.TimeoutExpired:
             process.kill()
         process.communicate()
+        assert process.returncode in (-9, 0)
         resumed_after.append(last_epoch(killed / "results"))
     process = start(backend, squares, killed, total)
     output = process.communicate()[0]

@@ -1,5 +1,6 @@
 """What stops a training, and what it finds when it goes on."""
 
+import json
 import os
 import shutil
 import signal
@@ -87,6 +88,28 @@ def test_a_signal_while_a_checkpoint_is_written_waits_for_it(tmp_path, monkeypat
     assert len(read_log(tmp_path)) == 1
 
 
+@pytest.mark.parametrize("trouble", ["nobody reads", "full disk"])
+def test_a_signal_is_answered_where_nothing_can_be_said_or_saved(
+    tmp_path, monkeypatch, trouble
+):
+    sends = SendsSignal(signal.SIGINT, epoch=0, step=1)
+    used = capsulenet._callbacks
+    monkeypatch.setattr(capsulenet, "_callbacks", lambda *args: [sends, *used(*args)])
+
+    def fail(*_):
+        raise BrokenPipeError
+
+    if trouble == "full disk":
+        monkeypatch.setattr(capsulenet, "save_weights", fail)
+    else:
+        monkeypatch.setattr(os, "write", fail)
+        monkeypatch.setattr(sys.stderr, "write", fail, raising=False)
+    with pytest.raises(SystemExit) as stop:
+        small_train(tmp_path)
+    assert stop.value.code == 130
+    assert (tmp_path / "interrupted_model.h5").exists() == (trouble == "nobody reads")
+
+
 def test_a_second_signal_ends_the_process_at_once(tmp_path):
     program = (
         f"import sys; sys.path[:0] = [{ROOT!r}, {ROOT + '/tests'!r}]\n"
@@ -137,26 +160,27 @@ def test_a_directory_in_use_is_refused_with_the_number_of_the_process(tmp_path):
     )
     try:
         assert holder.stdout.readline() == "has it\n"
-        with pytest.raises(OSError, match=f"process {holder.pid} trains there"):
+        with pytest.raises(OSError, match=f"process {holder.pid} on .* trains there"):
             small_train(tmp_path)
-        assert os.listdir(tmp_path) == [".lock"]
+        assert set(os.listdir(tmp_path)) == {".lock", ".lock.by"}
     finally:
         holder.kill()
         holder.communicate()
     small_train(tmp_path)  # a lock that a dead process left is taken over
-    assert (tmp_path / ".lock").read_text() == f"{os.getpid()}\n"
+    assert (tmp_path / ".lock.by").read_text().startswith(f"{os.getpid()} on ")
 
 
 def test_a_run_from_the_start_keeps_the_log_of_the_one_before(tmp_path, capsys):
     small_train(tmp_path, epochs=2)
     (tmp_path / "tensorboard-logs").mkdir(exist_ok=True)
+    (tmp_path / "tensorboard-logs.1").mkdir()
     old = {name: (tmp_path / name).read_bytes() for name in ("log.csv", "log.png")}
-    for number in (1, 2):
+    for number in (2, 3):
         small_train(tmp_path, epochs=1)
         assert f"is now log.{number}.csv" in capsys.readouterr().out
-    assert (tmp_path / "log.1.csv").read_bytes() == old["log.csv"]
-    assert (tmp_path / "log.1.png").read_bytes() == old["log.png"]
-    assert (tmp_path / "tensorboard-logs.1").is_dir()
+    assert (tmp_path / "log.2.csv").read_bytes() == old["log.csv"]
+    assert (tmp_path / "log.2.png").read_bytes() == old["log.png"]
+    assert (tmp_path / "tensorboard-logs.2").is_dir()
     assert len(read_log(tmp_path)) == 1
 
 
@@ -169,16 +193,19 @@ def test_what_a_dead_run_left_half_written_is_removed(tmp_path):
     assert not half.exists() and foreign.exists()
 
 
-def test_checkpoints_of_a_former_run_stay_until_there_is_a_new_one(tmp_path):
-    small_train(tmp_path, epochs=3)
+def test_a_run_from_the_start_does_not_go_on_with_the_one_before(tmp_path):
+    small_train(tmp_path, epochs=3, pause_after=2)
     model = small_capsnet()[0]
-    model.compile = None  # a run that fails before its first epoch has ended
+    model.fit = None  # a run that fails before its first epoch has ended
     with pytest.raises(TypeError):
         train(model, small_data(), options(tmp_path, seed=0, epochs=3))
-    assert checkpoints.last_checkpoint(tmp_path)["epochs"] == 3
+    assert checkpoints.last_checkpoint(tmp_path) is None
+    former = tmp_path / "former-run"
+    assert checkpoints.last_checkpoint(former)["epochs"] == 2
     small_train(tmp_path, epochs=1)
-    names = [n for n in os.listdir(tmp_path) if n.startswith("checkpoint")]
-    assert sorted(names) == ["checkpoint-0001.json", "checkpoint-0001.weights.h5"]
+    assert checkpoints.last_checkpoint(tmp_path)["epochs"] == 1
+    small_train(former, epochs=3, resume=True)
+    assert [row["epoch"] for row in read_log(former)] == [0, 1, 2]
 
 
 # Disks and directories ---------------------------------------------------------------
@@ -250,7 +277,7 @@ def test_a_disk_that_takes_nothing_is_one_line(
 
 
 def test_a_full_disk_leaves_the_files_that_were_there(tmp_path, monkeypatch):
-    small_train(tmp_path, epochs=1)
+    small_train(tmp_path, epochs=2, pause_after=1)
     before = files_that_stay(tmp_path)
     save = checkpoints._save_whole_model
 
@@ -262,7 +289,7 @@ def test_a_full_disk_leaves_the_files_that_were_there(tmp_path, monkeypatch):
 
     monkeypatch.setattr(checkpoints, "_save_whole_model", full)
     with pytest.raises(OSError, match="No space left.*goes on after epoch 1"):
-        small_train(tmp_path, epochs=1)
+        small_train(tmp_path, epochs=2, resume=True)
     monkeypatch.undo()
     assert {n: d for n, d in files_that_stay(tmp_path).items() if n in before} == before
     assert not list(tmp_path.glob("*.tmp*"))
@@ -319,16 +346,15 @@ def test_a_directory_that_vanishes_is_one_error(tmp_path, monkeypatch):
 
 def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(tmp_path):
     model = small_capsnet()[0]
-    data = small_data()
-    train(model, data, options(tmp_path, seed=0, epochs=1))
-    spoilt = [np.full_like(w, np.nan) for w in model.get_weights()]
+    (x, y), test = small_data()
+    args = options(tmp_path, seed=0, epochs=2, pause_after=1, resume=True)
+    train(model, ((x, y), test), args)
     before = files_that_stay(tmp_path)
-    model.set_weights(spoilt)
     with pytest.raises(
         FloatingPointError,
-        match="loss is nan in epoch 1 after step 1: .*checkpoint-0001.*--resume",
+        match="loss is nan in epoch 2 after step 1: .*checkpoint-0001.*--resume",
     ):
-        train(model, data, options(tmp_path, seed=0, epochs=2))
+        train(model, ((np.full_like(x, np.nan), y), test), args)
     assert files_that_stay(tmp_path) == before
 
 
@@ -383,6 +409,51 @@ def test_capsulenet_goes_on_and_names_other_options(tmp_path, data_file, capsys)
     capsulenet.main(command)
     assert "Resumed after epoch 1 of 1" in capsys.readouterr().out
     assert (save_dir / "log.csv").read_bytes() == first
+
+
+def test_dropout_goes_on_as_if_never_stopped(tmp_path):
+    def classifier():
+        return keras.Sequential(
+            [
+                keras.Input((12, 12, 1)),
+                keras.layers.Flatten(),
+                keras.layers.Dropout(0.5),
+                keras.layers.Dense(3, activation="softmax"),
+            ]
+        )
+
+    models = [classifier() for _ in range(3)]
+    models[1].set_weights(models[0].get_weights())
+    args = {"seed": 3, "epochs": 2, "deterministic": True, "lam_recon": 0.0}
+    data = small_data()
+    train(models[0], data, options(tmp_path / "whole", **args))
+    for model in models[1:]:
+        parts = options(tmp_path / "parts", resume=True, pause_after=1, **args)
+        train(model, data, parts)
+    for a, b in zip(models[0].get_weights(), models[2].get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_the_best_weights_are_copied_where_a_kill_prevented_it(tmp_path):
+    small_train(tmp_path, epochs=2, pause_after=1)
+    best = tmp_path / "best.weights.h5"
+    content = best.read_bytes()
+    best.unlink()
+    record = checkpoints.last_checkpoint(tmp_path)
+    checkpoints.Checkpoints(
+        str(tmp_path), {}, checkpoint=record, monitor="val_capsnet_accuracy"
+    )
+    assert best.read_bytes() == content
+
+
+def test_a_checkpoint_of_an_older_version_is_taken(tmp_path):
+    small_train(tmp_path, epochs=2, pause_after=1)
+    path = tmp_path / "checkpoint-0001.json"
+    record = json.loads(path.read_text())
+    del record["sha256 of the rest"], record["options"]["deterministic"]
+    path.write_text(json.dumps(record))
+    small_train(tmp_path, epochs=2, resume=True)
+    assert len(read_log(tmp_path)) == 2
 
 
 def test_main_goes_on_and_names_other_options(tmp_path, monkeypatch, data_file, capsys):
