@@ -120,7 +120,8 @@ def read(path):
         OSError: if the file can't be read.
         ValueError: if it is no such file.
     """
-    if not stat.S_ISREG(os.stat(path).st_mode):
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # opening may never end
         raise ValueError(f"{path}: not a file")
     with open(path, "rb"):  # an OSError that names the file
         pass

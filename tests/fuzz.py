@@ -10,6 +10,7 @@ one of weights more than one of processor time.
 
 import os
 import random
+import resource
 import signal
 import sys
 
@@ -77,6 +78,7 @@ def read_png(path):
 
 def main(kind, source, first):
     """Read the mutations from number `first` on."""
+    resource.setrlimit(resource.RLIMIT_AS, (2**33, 2**33))  # of addresses, not memory
     read = {"npz": read_npz, "png": read_png}.get(kind, read_weights)
     with open(source, "rb") as file:
         content = file.read()

@@ -20,6 +20,7 @@ TESTS = [
     "test_datasets.py::test_shifts_move_whole_pixels_and_fill_with_zeros",
     "test_datasets.py::test_batches_on_the_device_are_the_same",
     "test_interruption.py::test_a_signal_ends_the_step_saves_and_says_how_to_go_on",
+    "test_interruption.py::test_dropout_goes_on_as_if_never_stopped",
     "test_interruption.py::test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved",
     "test_interruption.py::test_weights_broken_by_the_last_step_are_noticed_too",
     "test_interruption.py::test_capsules_of_length_zero_are_warned_of",
@@ -29,7 +30,11 @@ TESTS = [
 @pytest.mark.parametrize("backend", OTHERS)
 def test_other_backend(backend):
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-n0", *(f"tests/{n}" for n in TESTS)],
+        [
+            *(sys.executable, "-m", "pytest", "-q", "-n0"),
+            *("-k", "not (damaged or foreign or refused)"),
+            *(f"tests/{name}" for name in TESTS),
+        ],
         cwd=ROOT,
         env={**os.environ, "KERAS_BACKEND": backend},
         check=False,

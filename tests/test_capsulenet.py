@@ -526,6 +526,13 @@ def test_lengths_are_probabilities():
     assert ((lengths >= 0) & (lengths < 1)).all()
 
 
+def test_larger_images_are_predicted_in_smaller_batches():
+    small, large = (CapsNet((side, side, 1), 3, 1)[1] for side in (28, 44))
+    assert capsulenet.images_at_once(small) == 500
+    assert capsulenet.images_at_once(large) == 500 * 36 // 14**2
+    assert capsulenet.images_at_once(small_capsnet()[1]) == 500
+
+
 def test_describe_names_the_forms():
     line = capsulenet.describe(small_capsnet(conv="patches")[0])
     assert "conv1 patches, primarycap_conv2d patches" in line

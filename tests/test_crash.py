@@ -84,8 +84,6 @@ def last_epoch(directory):
     "backend, kills",
     [
         ("tensorflow", 8),
-        ("jax", 1),
-        ("torch", 1),
         pytest.param("tensorflow", 30, marks=pytest.mark.slow),
         pytest.param("jax", 30, marks=pytest.mark.slow),
         pytest.param("torch", 30, marks=pytest.mark.slow),

@@ -47,6 +47,7 @@ def cifar_home(tmp_path_factory):
 def test_defaults_are_those_of_the_pytorch_capsnet():
     defaults = vars(main.build_parser().parse_args([]))
     assert defaults.pop("save_dir") == "./results"
+    assert not defaults.pop("resume") and not defaults.pop("deterministic")  # ours
     assert defaults == {
         "epochs": 10,
         "lr": 0.01,
@@ -113,7 +114,13 @@ def test_eight_gpus_are_asked_for_and_the_cpu_is_named(tmp_path, digits):
     )
 
 
-@pytest.mark.parametrize("backend", ["tensorflow", "jax", "torch"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "backend",
+    ["tensorflow", pytest.param("jax", marks=SLOW), pytest.param("torch", marks=SLOW)],
+)
 def test_pictures_reach_tensorboard(tmp_path, digits, backend):
     pytest.importorskip("tensorflow")
     pytest.importorskip(backend)

@@ -38,7 +38,7 @@ def rows(path):
 
 
 def test_a_run_killed_anywhere_ends_with_the_same_table(tmp_path, squares):
-    args = command(squares, "--variants", "v1", "v3", "--trials", 1, "--epochs", 3)
+    args = command(squares, "--variants", "v1", "--trials", 1, "--epochs", 3)
     tables = []
     for name, most in (("whole", 0), ("killed", 2)):
         directory = tmp_path / name
@@ -60,11 +60,11 @@ def test_a_run_killed_anywhere_ends_with_the_same_table(tmp_path, squares):
         assert kills > 0 or most == 0
         tables.append(rows(directory / "table.csv"))
         logs = [rows(path) for path in sorted(directory.glob("runs/*/log.csv"))]
-        assert [[row["epoch"] for row in log] for log in logs] == [["0", "1", "2"]] * 2
+        assert [[row["epoch"] for row in log] for log in logs] == [["0", "1", "2"]]
     compared = ("variant", "recipe", "seed", "epochs", "error", "wrong", "options")
     whole, killed = ([[row[c] for c in compared] for row in table] for table in tables)
     assert killed == whole
-    assert [row[0] for row in whole] == ["v1", "v3"]
+    assert [row[0] for row in whole] == ["v1"]
 
 
 def test_a_finished_run_is_skipped_and_a_paused_one_goes_on(tmp_path, squares):
