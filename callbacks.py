@@ -164,21 +164,17 @@ def describe(initializer):
 
 
 class Interrupted(Exception):
-    """The training was asked to stop by the signal `number`."""
-
-    def __init__(self, number, where):
-        super().__init__(where)
-        self.number = number
+    """The training was asked to stop."""
 
 
 class Interruption(keras.callbacks.Callback):
     """End the training after the step in progress, on Ctrl-C or SIGTERM.
 
     A second signal ends the process at once. To be used as a context around `fit`;
-    outside of the main thread it does nothing. Epoch and step are counted from 1.
+    outside of the main thread it does nothing. `number` is the signal, or None.
 
     Raises:
-        Interrupted: where it ended.
+        Interrupted: after that step.
     """
 
     def __init__(self):
@@ -199,13 +195,8 @@ class Interruption(keras.callbacks.Callback):
         for number, handler in self.former.items():
             signal.signal(number, handler)
 
-    def on_epoch_begin(self, epoch, logs=None):
-        """Note the epoch."""
-        self.epoch, self.step = epoch + 1, 0
-
     def on_train_batch_end(self, batch, logs=None):
         """Stop here if asked to."""
-        self.step = batch + 1
         self._stop_if_asked()
 
     def on_test_batch_end(self, batch, logs=None):
@@ -226,6 +217,4 @@ class Interruption(keras.callbacks.Callback):
 
     def _stop_if_asked(self):
         if self.number is not None:
-            raise Interrupted(
-                self.number, f"in epoch {self.epoch} after step {self.step}"
-            )
+            raise Interrupted

@@ -313,8 +313,8 @@ def train(model, data, args):
         progress = devices.Progress(devices.PATIENCE if hosts > 1 else None)
         try:
             end = _fit(model, data, args, [progress, interruption])
-        except callbacks.Interrupted as stop:
-            _leave(model, args, stop)
+        except callbacks.Interrupted:
+            _leave(model, args, interruption.number, progress.where())
         except (OSError, FloatingPointError) as error:
             how = _how_to_go_on(args.save_dir)
             raise type(error)(f"{first_line(error)}: {how}") from error
@@ -401,9 +401,9 @@ def _workers(threads):
     return threads if keras.backend.backend() == "tensorflow" else 1
 
 
-def _leave(model, args, stop):
+def _leave(model, args, number, where):
     """Save what there is of an interrupted training, and end the process."""
-    said = [f"\nStopped by {signal.Signals(stop.number).name} {stop}"]
+    said = [f"\nStopped by {signal.Signals(number).name} {where}"]
     if devices.host()[0] == 0:
         weights = os.path.join(args.save_dir, "interrupted_model.h5")
         log = os.path.join(args.save_dir, "log.csv")
@@ -417,7 +417,7 @@ def _leave(model, args, stop):
         said.append(_how_to_go_on(args.save_dir))
     with contextlib.suppress(OSError):  # whoever reads may have been stopped as well
         print("\n".join(said), file=sys.stderr, flush=True)
-    raise SystemExit(128 + stop.number)
+    raise SystemExit(128 + number)
 
 
 def _how_to_go_on(save_dir):

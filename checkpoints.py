@@ -233,9 +233,9 @@ def set_aside(save_dir):
 class Checkpoints(keras.callbacks.Callback):
     """Keep the whole state of the training after each epoch, so that it can go on.
 
-    A checkpoint is a pair of files: `checkpoint-<epochs>.weights.h5` with weights,
-    optimizer and random state, and `checkpoint-<epochs>.json` with the checksums of
-    both, the options and the log so far. The second is written last, and only where
+    A checkpoint is a pair of files: `checkpoint-<epochs>.weights.h5` with weights
+    and optimizer, and `checkpoint-<epochs>.json` with the checksums of both, the
+    options and the log so far. The second is written last, and only where
     both fit together is there a checkpoint. Two are kept, so that one remains if the
     other is damaged. What Keras' `BackupAndRestore` lacks: it keeps one, without
     checksum or log, and deletes it at the end.
@@ -313,7 +313,7 @@ class Checkpoints(keras.callbacks.Callback):
 
 
 def _save_whole_model(model, path):
-    """Save weights, optimizer and random state by Keras.
+    """Save weights and optimizer by Keras.
 
     Whether there is room for it is tried first: where HDF5 finds the disk full, it
     takes the process down with it.

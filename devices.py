@@ -69,13 +69,17 @@ class Progress(keras.callbacks.Callback):
         """Watch no longer."""
         self.since = None
 
+    def where(self):
+        """Return where the training is, in words."""
+        return f"in epoch {self.epoch} after step {self.step}"
+
     def lost(self, reason):
         """Return the line that says where the training stopped and how to go on."""
         number, hosts = host()
         return (
-            f"host {number} of {hosts} stops in epoch {self.epoch} after step "
-            f"{self.step}: another host is gone ({reason}). Start all hosts again with "
-            "--resume to go on after the last whole epoch."
+            f"host {number} of {hosts} stops {self.where()}: another host is gone "
+            f"({reason}). Start all hosts again with --resume to go on after the last "
+            "whole epoch."
         )
 
     def _begin(self, kind):

@@ -83,6 +83,21 @@ def read_log(save_dir):
         ]
 
 
+@pytest.fixture(scope="session")
+def squares(tmp_path_factory):
+    """A file of two classes of 17 x 17 images, the smallest that the network takes."""
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for split, n in (("train", 40), ("test", 20)):
+        y = np.arange(n) % 2
+        x = rng.integers(0, 60, (n, 17, 17), "uint8")
+        x[y == 1, 5:12, 5:12] += 190
+        arrays |= {f"x_{split}": x, f"y_{split}": y}
+    path = tmp_path_factory.mktemp("data") / "squares.npz"
+    np.savez(path, **arrays)
+    return str(path)
+
+
 def run_python(program, cwd):
     """Run a program in a fresh process and return what it printed."""
     done = subprocess.run(

@@ -6,7 +6,6 @@ import subprocess
 import sys
 
 import h5py
-import numpy as np
 import pytest
 from conftest import ROOT, script_environment
 
@@ -17,21 +16,6 @@ NETWORK = [
     *("--output-unit-size", 4, "--num-classes", 2, "--batch-size", 8),
     *("--input-width", 17, "--input-height", 17),
 ]
-
-
-@pytest.fixture(scope="module")
-def squares(tmp_path_factory):
-    """Two classes of 17 x 17 images."""
-    rng = np.random.default_rng(0)
-    arrays = {}
-    for split, n in (("train", 40), ("test", 20)):
-        y = np.arange(n) % 2
-        x = rng.integers(0, 60, (n, 17, 17), "uint8")
-        x[y == 1, 5:12, 5:12] += 190
-        arrays |= {f"x_{split}": x, f"y_{split}": y}
-    path = tmp_path_factory.mktemp("data") / "squares.npz"
-    np.savez(path, **arrays)
-    return path
 
 
 def start(backend, dataset, cwd, epochs):

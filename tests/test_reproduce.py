@@ -4,26 +4,9 @@ import random
 import subprocess
 import sys
 
-import numpy as np
-import pytest
 from conftest import ROOT
 
 import reproduce
-
-
-@pytest.fixture(scope="module")
-def squares(tmp_path_factory):
-    """Two classes of 17 x 17 images, the smallest that the network takes."""
-    rng = np.random.default_rng(0)
-    arrays = {}
-    for split, n in (("train", 40), ("test", 20)):
-        y = np.arange(n) % 2
-        x = rng.integers(0, 60, (n, 17, 17), "uint8")
-        x[y == 1, 5:12, 5:12] += 190
-        arrays |= {f"x_{split}": x, f"y_{split}": y}
-    path = tmp_path_factory.mktemp("data") / "squares.npz"
-    np.savez(path, **arrays)
-    return str(path)
 
 
 def command(dataset, *args):
