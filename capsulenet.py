@@ -45,7 +45,9 @@ from datasets import load_mnist  # noqa: F401  (people import it from here)
 from utils import (
     combine_images,
     first_line,
+    measure_strokes,
     plot_confusion,
+    plot_dimensions,
     plot_log,
     plot_mistakes,
     plot_predictions,
@@ -354,6 +356,7 @@ def _fit(model, data, args, watching):
         on_device=_on_device(),
         with_images=with_images,
         workers=_workers(args.threads),
+        shifts=args.shifts,
         **shared,
     )
     compile_model(model, args, len(batches))
@@ -757,11 +760,15 @@ def manipulate_latent(model, data, args):
     image of class `args.digit`, one row a dimension of its capsule, with `MANIPULATIONS`
     added to that dimension from left to right (Sabour et al. 2017, figure 4).
 
+    Where `args.digit` is `"all"`, it does so for every class that the test images show,
+    and writes `dimensions.png`: which dimensions of which capsule change what about the
+    strokes, see `utils.plot_dimensions`.
+
     Args:
         model: the manipulation model of `CapsNet`.
         data: `(x_test, y_test)`.
-        args: namespace; `digit`, `save_dir` and `seed`, which chooses the image, are
-            used, see `train`.
+        args: namespace; `digit`, `class_names`, `save_dir` and `seed`, which chooses
+            the image, are used, see `train`.
 
     Raises:
         ValueError: if `args.digit` is no class, or no test image shows it.
@@ -771,23 +778,60 @@ def manipulate_latent(model, data, args):
     check_options(args, n_class=y_test.shape[1])
     make_save_dir(args.save_dir)
     print("-" * 30 + "Begin: manipulate" + "-" * 30)
-    candidates = np.flatnonzero(np.argmax(y_test, 1) == args.digit)
-    if not len(candidates):
-        raise ValueError(f"--digit {args.digit}: no test image shows it")
-    chosen = np.random.default_rng(args.seed).choice(candidates)
-    n_class, dim = model.inputs[2].shape[1:]
-    steps = len(MANIPULATIONS)
-    noise = np.zeros((dim, steps, n_class, dim), "float32")
-    for d in range(dim):
-        noise[d, :, :, d] = MANIPULATIONS[:, np.newaxis]
-    noise = noise.reshape(dim * steps, n_class, dim)
-    x = np.repeat(x_test[chosen : chosen + 1], len(noise), axis=0)
-    y = np.repeat(y_test[chosen : chosen + 1], len(noise), axis=0)
-    x_recons = predict_in_batches(model, [x, y, noise])
-    path = os.path.join(args.save_dir, f"manipulate-{args.digit}.png")
-    save_image(combine_images(x_recons, height=dim), path)
-    print(f"Manipulated images are saved to {path}")
+    true = np.argmax(y_test, 1)
+    digits = np.unique(true) if args.digit == "all" else [args.digit]
+    dim = model.inputs[2].shape[2]
+    for digit in digits:
+        candidates = np.flatnonzero(true == digit)
+        if not len(candidates):
+            raise ValueError(f"--digit {digit}: no test image shows it")
+        chosen = np.random.default_rng(args.seed).choice(candidates, 1)
+        images = _manipulated(model, x_test[chosen], y_test[chosen], MANIPULATIONS)
+        path = os.path.join(args.save_dir, f"manipulate-{digit}.png")
+        save_image(combine_images(np.concatenate(images[0]), height=dim), path)
+        print(f"Manipulated images are saved to {path}")
+    if args.digit == "all":
+        _show_dimensions(model, data, args, digits)
     print("-" * 30 + "End: manipulate" + "-" * 30)
+
+
+def _manipulated(model, x, y, amounts):
+    """Reconstruct images with `amounts` added to each dimension of their capsule.
+
+    Returns:
+        An array `(n, dim_capsule, len(amounts), height, width, channels)`.
+    """
+    n_class, dim = model.inputs[2].shape[1:]
+    noise = np.zeros((dim, len(amounts), n_class, dim), "float32")
+    for d in range(dim):
+        noise[d, :, :, d] = np.reshape(amounts, (-1, 1))
+    noise = noise.reshape(-1, n_class, dim)
+    inputs = [np.repeat(x, len(noise), axis=0), np.repeat(y, len(noise), axis=0)]
+    images = predict_in_batches(model, [*inputs, np.tile(noise, (len(x), 1, 1))])
+    return images.reshape(len(x), dim, len(amounts), *x.shape[1:])
+
+
+def _show_dimensions(model, data, args, digits, images=20):
+    """Measure and draw what the dimensions of the class capsules stand for."""
+    x_test, y_test = data
+    names = args.class_names or [str(i) for i in range(y_test.shape[1])]
+    ends = MANIPULATIONS[[0, -1]]
+    pairs, effects = [], []
+    for digit in digits:
+        own = np.flatnonzero(y_test[:, digit])
+        chosen = np.random.default_rng(args.seed).permutation(own)[:images]
+        drawn = _manipulated(model, x_test[chosen], y_test[chosen], ends)
+        measured = measure_strokes(drawn)
+        (seen, _), _ = datasets.TrainingBatches(  # shifted as in the training
+            x_test[own], y_test[own], len(own), args.shift_fraction
+        )[0]
+        spread = np.std(measure_strokes(seen), axis=0)
+        change = np.mean(measured[:, :, 1] - measured[:, :, 0], axis=0)
+        pairs.append(drawn[0])
+        effects.append(change / np.maximum(spread, 1e-6))
+    path = os.path.join(args.save_dir, "dimensions.png")
+    plot_dimensions(pairs, effects, [names[digit] for digit in digits], path)
+    print(f"What the dimensions stand for: {path}")
 
 
 def predict(model, images):
@@ -1024,6 +1068,12 @@ def build_parser():
         help="training images move by up to this fraction of their side",
     )
     add(
+        "--shifts",
+        default="whole",
+        choices=datasets.SHIFTS,
+        help="they move by whole pixels, or by parts of one as well",
+    )
+    add(
         "--ema",
         default=0.0,
         type=float,
@@ -1032,7 +1082,12 @@ def build_parser():
     add("--debug", action="store_true", help="weight histograms for TensorBoard")
     add("--save_dir", default="./result", help="directory for everything written")
     add("-t", "--testing", action="store_true", help="test instead of training")
-    add("--digit", default=5, type=int, help="class whose capsule -t manipulates")
+    add(
+        "--digit",
+        default=5,
+        type=_digit,
+        help="class whose capsule -t manipulates, or all of them",
+    )
     add("-w", "--weights", default=None, help="weights to start from or to test")
     add("--resume", action="store_true", help="go on with the run in save_dir")
     add(
@@ -1101,6 +1156,16 @@ def build_parser():
     return parser
 
 
+def _digit(text):
+    """Turn the number of a class into an int, and leave `all`."""
+    try:
+        return text if text == "all" else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not the number of a class, nor all"
+        ) from None
+
+
 def _image_size(text):
     """Turn `28` or `28x32` into height and width."""
     sides = [int(side) for side in text.lower().split("x")]
@@ -1147,7 +1212,7 @@ def check_options(args, n_class=None):
         ("pause_after", args.pause_after >= 0, "at least 0"),
         ("seed", args.seed is None or 0 <= args.seed < 2**32, "0 to 2**32 - 1"),
     ]
-    if n_class is not None:
+    if n_class is not None and args.digit != "all":
         rule = f"the classes are 0 to {n_class - 1}"
         rules.append(("digit", 0 <= args.digit < n_class, rule))
     for name, holds, rule in rules:

@@ -568,17 +568,27 @@ def fit_picture(picture, shape, like_mnist=False, invert=True):
 # Shifts and batches ------------------------------------------------------------------
 
 
-def shift_images(images, shifts, xp=np):
-    """Move each image by whole pixels; what moves in is zero.
+def shift_images(images, shifts, xp=np, parts=None):
+    """Move each image; what moves in is zero.
 
     Args:
         images: array of shape `(n, height, width, channels)`.
         shifts: integer array of shape `(n, 2)`: pixels down and pixels to the right.
         xp: the module to compute with, `numpy` or `keras.ops`. Defaults to `numpy`.
+        parts: float array of shape `(n, 2)`, in [0, 1), optional. Parts of a pixel on
+            top of `shifts`, by linear interpolation.
 
     Returns:
         An array of the shape of `images`.
     """
+    if parts is not None:
+        moved = 0
+        down, right = parts[:, 0, None, None, None], parts[:, 1, None, None, None]
+        for i, share_down in enumerate((1 - down, down)):
+            for j, share_right in enumerate((1 - right, right)):
+                whole = shift_images(images, xp.add(shifts, (i, j)), xp)
+                moved = moved + share_down * share_right * whole
+        return moved
     n, height, width, channels = images.shape
     rows = xp.arange(height) - shifts[:, :1]  # where a row comes from, (n, height)
     columns = xp.arange(width) - shifts[:, 1:]
@@ -608,6 +618,10 @@ def _span(index, batch_size, share):
     return slice(start, start + own)
 
 
+SHIFTS = ("whole", "interpolated")
+"""What `TrainingBatches` may shift images by."""
+
+
 class TrainingBatches(keras.utils.PyDataset):
     """Shuffled, randomly shifted batches `((x, y), (y, x))` for the training model.
 
@@ -624,7 +638,7 @@ class TrainingBatches(keras.utils.PyDataset):
         y: array of shape `(n, n_class)`.
         batch_size: int. At most all images make a batch.
         shift_fraction: float in [0, 1). Images move by at most this fraction of their
-            side in each direction, rounded down to whole pixels. Defaults to 0.
+            side in each direction. Defaults to 0.
         seed: int. Defaults to 0.
         on_device: bool. Whether `x` and `y` live on the accelerator. Defaults to False.
         with_images: bool. False gives `(x, y)`, for a model that takes only images and
@@ -634,6 +648,8 @@ class TrainingBatches(keras.utils.PyDataset):
             Defaults to 1.
         share: pair of int. With `(i, n)` this is part `i` of `n` equal parts of each
             batch, for host `i` of `n`. Defaults to `(0, 1)`.
+        shifts: `"whole"` rounds the reach of the shifts down to whole pixels, and
+            `"interpolated"` moves by parts of a pixel as well. Defaults to `"whole"`.
     """
 
     def __init__(
@@ -648,6 +664,7 @@ class TrainingBatches(keras.utils.PyDataset):
         workers=1,
         devices=1,
         share=(0, 1),
+        shifts="whole",
     ):
         super().__init__(workers=workers)
         self.with_images = with_images
@@ -656,8 +673,11 @@ class TrainingBatches(keras.utils.PyDataset):
         self.x, self.y = self.placed(x), self.placed(y)
         self.batch_size = _batch_size(batch_size, len(x), devices)
         self.share = share
-        # The small surplus keeps 0.29 * 100 from becoming 28 pixels.
-        self.reach = [int(side * shift_fraction + 1e-6) for side in x.shape[1:3]]
+        self.reach = [side * shift_fraction for side in x.shape[1:3]]
+        self.interpolated = shifts == "interpolated"
+        if not self.interpolated:
+            # The small surplus keeps 0.29 * 100 from becoming 28 pixels.
+            self.reach = [int(reach + 1e-6) for reach in self.reach]
         self.seed = seed
         self.draw(epoch=0)
 
@@ -666,9 +686,14 @@ class TrainingBatches(keras.utils.PyDataset):
         rng = np.random.default_rng((self.seed, epoch))
         order = rng.permutation(len(self.x)).astype("int32")
         self.order = np.resize(order, len(self) * self.batch_size)
-        self.shifts = np.stack(
-            [rng.integers(-r, r + 1, len(self.order), "int32") for r in self.reach], 1
-        )
+        n = len(self.order)
+        if self.interpolated:
+            exact = np.stack([rng.uniform(-r, r, n) for r in self.reach], 1)
+            self.shifts = np.floor(exact).astype("int32")
+            self.parts = (exact - self.shifts).astype("float32")
+        else:
+            whole = [rng.integers(-r, r + 1, n, "int32") for r in self.reach]
+            self.shifts, self.parts = np.stack(whole, 1), None
 
     def __len__(self):
         """Return the number of batches an epoch."""
@@ -681,7 +706,8 @@ class TrainingBatches(keras.utils.PyDataset):
         x = self.xp.take(self.x, order, axis=0)
         y = self.xp.take(self.y, order, axis=0)
         if any(self.reach):
-            x = shift_images(x, self.placed(self.shifts[span]), self.xp)
+            parts = None if self.parts is None else self.placed(self.parts[span])
+            x = shift_images(x, self.placed(self.shifts[span]), self.xp, parts)
         return ((x, y), (y, x)) if self.with_images else (x, y)
 
 

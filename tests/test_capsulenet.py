@@ -383,6 +383,32 @@ def test_manipulation_changes_one_dimension_a_row(trained, tmp_path):
     assert (tiles[:, 0] != tiles[:, 10]).any()
 
 
+def test_all_digits_are_manipulated_and_their_dimensions_named(
+    trained, tmp_path, monkeypatch
+):
+    drawn = {}
+
+    def record(pairs, effects, names, path):
+        drawn.update(pairs=np.array(pairs), effects=np.array(effects), names=names)
+
+    monkeypatch.setattr(capsulenet, "plot_dimensions", record)
+    x, y = trained.data[1]
+    args = options(tmp_path, seed=0, digit="all", class_names=["a", "b", "c"])
+    some = np.argmax(y, 1) != 1  # a class that no image shows is left out
+    manipulate_latent(trained.trio[2], (x[some], y[some]), args)
+    pictures = ["manipulate-0.png", "manipulate-2.png"]
+    assert sorted(os.listdir(tmp_path)) == pictures
+    assert drawn["names"] == ["a", "c"]
+    assert drawn["pairs"].shape == (2, 6, 2, 12, 12, 1)
+    assert drawn["effects"].shape == (2, 6, 6)
+    for pair, picture in zip(drawn["pairs"], pictures):
+        assert np.isfinite(pair).all()
+        assert (pair[:, 0] != pair[:, 1]).any(axis=(1, 2, 3)).all()
+        with Image.open(tmp_path / picture) as image:
+            assert image.size == (11 * 12, 6 * 12)
+    assert np.isfinite(drawn["effects"]).all() and (drawn["effects"] != 0).any()
+
+
 @pytest.mark.parametrize("digit", [3, -1])
 def test_a_digit_that_is_no_class_is_refused(trained, tmp_path, digit):
     args = options(tmp_path, digit=digit)

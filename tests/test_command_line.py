@@ -58,14 +58,16 @@ def test_train_then_test(tmp_path, digits, backend):
         assert any(b"conv1" in file.read_bytes() for file in events)
 
     weights = os.path.join("out", "trained_model.h5")
-    done = run(*common, "-t", "-w", weights, "-r2", "--digit", 2, cwd=tmp_path)
+    done = run(*common, "-t", "-w", weights, "-r2", "--digit", "all", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     accuracy = float(done.stdout.split("Test acc: ")[1].split()[0])
     assert accuracy == pytest.approx(float(log[2].split(",")[7]), abs=1e-4)
     with Image.open(out / "real_and_recon.png") as picture:
         assert picture.size == (10 * 20, 10 * 20)
-    with Image.open(out / "manipulate-2.png") as picture:
-        assert picture.size == (11 * 20, 16 * 20)
+    for digit in range(3):
+        with Image.open(out / f"manipulate-{digit}.png") as picture:
+            assert picture.size == (11 * 20, 16 * 20)
+    assert (out / "dimensions.png").exists()
 
 
 def test_testing_without_weights_says_so_and_goes_on(tmp_path, digits):
@@ -106,6 +108,7 @@ def foreign(tmp_path):
     [
         ("--routings 0", "--routings 0: must be at least 1"),
         ("--digit 11", "--digit 11: the classes are 0 to 9"),
+        ("--digit some", "--digit: 'some' is not the number of a class, nor all"),
         ("--batch_size 0", "--batch_size 0: must be at least 1"),
         ("--batch-size 0", "--batch_size 0: must be at least 1"),
         ("--epochs -1", "--epochs -1: must be at least 1"),

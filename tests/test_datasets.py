@@ -358,6 +358,34 @@ def test_shifts_move_whole_pixels_and_fill_with_zeros(xp):
     assert not moved[2].any()
 
 
+@pytest.mark.parametrize("xp", [np, keras.ops], ids=["numpy", "keras.ops"])
+def test_parts_of_a_pixel_are_interpolated(xp):
+    x = images(2, 4, 5, 2) + 1
+    whole = np.array([[1, -2], [0, 0]], "int32")
+    parts = np.array([[0, 0], [0.25, 0.5]], "float32")
+    moved = keras.ops.convert_to_numpy(shift_images(x, whole, xp, parts))
+    np.testing.assert_allclose(moved[0], shift_images(x, whole)[0], rtol=1e-6)
+    framed = np.pad(x[1], [(1, 0), (1, 0), (0, 0)])
+    across = 0.5 * framed[:, 1:] + 0.5 * framed[:, :-1]
+    expected = 0.75 * across[1:] + 0.25 * across[:-1]
+    np.testing.assert_allclose(moved[1], expected, rtol=1e-5)
+
+
+def test_interpolated_shifts_have_every_length_up_to_the_fraction():
+    x = np.zeros((4000, 28, 28, 1), "float32")
+    x[:, 14, 14] = 1
+    batches = TrainingBatches(x, one_hot(4000), 4000, 0.1, shifts="interpolated")
+    (moved, _), _ = batches[0]
+    assert moved.dtype == "float32"
+    np.testing.assert_allclose(moved.sum((1, 2, 3)), 1, rtol=1e-5)
+    for axis in (1, 2):
+        places = np.arange(28) - 14
+        centres = moved.sum((3 - axis, 3)) @ places
+        assert -2.8 <= centres.min() < -2.7 and 2.7 < centres.max() <= 2.8
+        parts = np.histogram(centres % 1, 5, (0, 1))[0]
+        assert parts.min() > 4000 / 5 * 0.8
+
+
 def test_shifts_reach_two_pixels_on_mnist_and_no_further():
     x = np.zeros((4000, 28, 28, 1), "float32")
     x[:, 14, 14] = 1
@@ -404,9 +432,10 @@ def test_the_target_is_the_shifted_image_and_labels_stay_with_their_images():
         assert set(np.unique(image)) <= {0, label.argmax()}
 
 
-def test_batches_on_the_device_are_the_same():
+@pytest.mark.parametrize("shifts", datasets.SHIFTS)
+def test_batches_on_the_device_are_the_same(shifts):
     x, y = images(10), one_hot(10)
-    options = {"batch_size": 4, "shift_fraction": 0.4, "seed": 3}
+    options = {"batch_size": 4, "shift_fraction": 0.4, "seed": 3, "shifts": shifts}
     for index in range(3):
         host = TrainingBatches(x, y, **options)[index]
         device = TrainingBatches(x, y, on_device=True, **options)[index]

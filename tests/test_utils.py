@@ -94,6 +94,44 @@ def test_confusion_and_mistakes_are_drawn(tmp_path):
     assert colours(tmp_path / "mistakes-70.png")[0][1] > 500
 
 
+def test_strokes_are_measured_in_pixels():
+    def measured(image):
+        values = utils.measure_strokes(np.asarray(image, "float32")[..., None])
+        return dict(zip(utils.STROKES, values, strict=True))
+
+    image = np.zeros((28, 28))
+    image[4:24, 10:13] = 1  # 20 rows of 3 pixels
+    bar = measured(image)
+    assert bar["stroke width"] == pytest.approx(2 * 60 / (2 * (20 + 3)), rel=0.03)
+    assert bar["height"] == pytest.approx(np.std(np.arange(20)))
+    assert bar["width"] == pytest.approx(np.std(np.arange(3)))
+    assert bar["slant"] == pytest.approx(0, abs=1e-9)
+    assert (bar["down"], bar["right"]) == (13.5, 11)
+
+    # Half as bright and elsewhere: nothing but the place is another.
+    moved = measured(0.5 * np.roll(image, (2, -3), (0, 1)))
+    expected = bar | {"down": 15.5, "right": 8}
+    assert moved == pytest.approx(expected, abs=1e-6)
+
+    # One pixel to the right every second row up.
+    slanted = [np.roll(row, -(i // 2)) for i, row in enumerate(image)]
+    slanted = measured(np.roll(slanted, 7, axis=1))
+    assert slanted["slant"] == pytest.approx(0.5, rel=0.02)
+    assert slanted["width"] == pytest.approx(bar["width"], rel=0.1)
+
+    assert not any(measured(np.zeros((9, 9)))[name] for name in utils.STROKES)
+
+
+def test_dimensions_are_drawn_for_grey_and_colour(tmp_path):
+    for channels, classes in ((1, 2), (3, 40)):
+        pairs = np.random.random((classes, 4, 2, 8, 8, channels))
+        effects = np.random.normal(size=(classes, 4, len(utils.STROKES)))
+        path = tmp_path / f"dimensions-{channels}.png"
+        utils.plot_dimensions(pairs, effects, ["$a"] * classes, path)
+        assert colours(path)[1] > 10
+    assert colours(path)[0][1] < 3000  # 30 of the 40
+
+
 def test_predictions_are_drawn_with_and_without_reconstructions(tmp_path):
     images = np.random.random((3, 8, 8, 1))
     sizes = []
