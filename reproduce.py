@@ -106,10 +106,16 @@ def run_options(args, variant, seed):
     flags += [f"--routings={row.routings or 1}", "--resume"]
     parts = [variant, args.recipe, *args.flags, args.epochs, f"seed{seed}"]
     parts += ["held_out"] * args.held_out
+    parts += [data_name(args.dataset)] * (args.dataset != "mnist")
     name = "-".join(str(part).lstrip("-").replace(os.sep, "_") for part in parts)
     flags += [f"--save_dir={os.path.join(args.runs, name)}"]
     flags += [f"--pause_after={args.pause_after}"]
     return capsulenet.build_parser().parse_args(flags)
+
+
+def data_name(dataset):
+    """Return the name of a data set that a file or a folder is of."""
+    return os.path.splitext(os.path.basename(os.path.normpath(dataset)))[0]
 
 
 def all_flags(args):
@@ -225,16 +231,18 @@ def is_run(row, args, variant, seed):
 
 
 def table(rows):
-    """Return the Markdown tables, one for each number of epochs and recipe.
+    """Return the Markdown tables, one for each number of epochs and set of options.
 
     A cell holds mean, standard deviation and number of the trials, or nothing where
     none was run.
     """
-    kinds = sorted({(int(r["epochs"]), r["recipe"]) for r in rows}, reverse=True)
+    kinds = {(int(r["epochs"]), r["recipe"], r["options"]) for r in rows}
     lines = []
-    for epochs, recipe in kinds or [(50, "default")]:
+    for kind in sorted(kinds, reverse=True) or [(50, "default", "")]:
+        epochs, recipe, options = kind
         lines += [
-            f"Test error in percent after {epochs} epochs, recipe `{recipe}`:",
+            f"Test error in percent after {epochs} epochs, recipe `{recipe}`"
+            + (f" (`{options}`):" if options else ":"),
             "mean (standard deviation), number of trials.",
             "",
             "| | routings | reconstruction | here | CapsNet-Keras | paper |",
@@ -244,8 +252,8 @@ def table(rows):
             errors = [
                 float(row["error"])
                 for row in rows
-                if (row["variant"], int(row["epochs"]), row["recipe"])
-                == (name, epochs, recipe)
+                if row["variant"] == name
+                and (int(row["epochs"]), row["recipe"], row["options"]) == kind
             ]
             lines.append(
                 f"| {variant.title} | {variant.routings or '–'} | "
@@ -286,12 +294,14 @@ def parse(argv=None):
     )
     add("--runs", default="runs", help="directory for the runs")
     add(
-        "--csv", help="the finished runs; default: mnist.csv or held_out.csv in result/"
+        "--csv",
+        help="the finished runs; default: <dataset>.csv in result/, "
+        "<dataset>_held_out.csv with --held_out",
     )
     add("--table", action="store_true", help="print the table of --csv and stop")
     args, flags = parser.parse_known_args(argv)
     args.flags = flags
-    name = "held_out" if args.held_out else "mnist"
+    name = data_name(args.dataset) + "_held_out" * args.held_out
     args.csv = args.csv or os.path.join("result", f"{name}.csv")
     return args
 

@@ -70,7 +70,9 @@ def test_a_finished_run_is_skipped_and_a_paused_one_goes_on(tmp_path, squares):
 
 def test_held_out_images_are_training_images_that_are_not_trained_on():
     args = reproduce.parse(["--held_out"])
-    assert args.csv.endswith("held_out.csv")
+    assert os.path.basename(args.csv) == "mnist_held_out.csv"
+    other = reproduce.parse(["--dataset", "data/signs.npz"])
+    assert os.path.basename(other.csv) == "signs.csv"
     (x_train, _), (x_held, y_held) = reproduce.load(args)
     assert len(x_held) == len(y_held) == 5000 and len(x_train) == 55000
     trained_on = {image.tobytes() for image in x_train}
@@ -86,18 +88,23 @@ def test_the_baseline_has_the_parameters_that_the_paper_states():
 
 
 def test_table_shows_mean_deviation_and_number_of_trials():
-    def row(variant, error, epochs=50, recipe="default"):
+    def row(variant, error, epochs=50, recipe="default", options=""):
         return {
             "variant": variant,
             "recipe": recipe,
             "epochs": str(epochs),
             "error": str(error),
+            "options": options,
         }
 
     table = reproduce.table(
-        [row("v4", 0.3), row("v4", 0.4), row("v1", 0.5), row("v4", 0.9, epochs=10)]
+        [
+            *(row("v4", 0.3), row("v4", 0.4), row("v1", 0.5)),
+            *(row("v4", 0.9, epochs=10), row("v4", 0.2, options="--lr 0.002")),
+        ]
     )
-    long, short = table.split("Test error")[1:]
+    other, long, short = table.split("Test error")[1:]
+    assert "(`--lr 0.002`)" in other and "| 0.20, 1 trial |" in other
     assert "after 50 epochs" in long and "after 10 epochs" in short
     assert "| CapsNet-v4 | 3 | yes | 0.35 (0.071), 2 trials | 0.34 (0.016) |" in long
     assert "| CapsNet-v1 | 1 | no | 0.50, 1 trial |" in long
