@@ -782,10 +782,9 @@ def manipulate_latent(model, data, args):
     digits = np.unique(true) if args.digit == "all" else [args.digit]
     dim = model.inputs[2].shape[2]
     for digit in digits:
-        candidates = np.flatnonzero(true == digit)
-        if not len(candidates):
+        chosen = _some_of(digit, true, args.seed, 1)
+        if not len(chosen):
             raise ValueError(f"--digit {digit}: no test image shows it")
-        chosen = np.random.default_rng(args.seed).choice(candidates, 1)
         images = _manipulated(model, x_test[chosen], y_test[chosen], MANIPULATIONS)
         path = os.path.join(args.save_dir, f"manipulate-{digit}.png")
         save_image(combine_images(np.concatenate(images[0]), height=dim), path)
@@ -793,6 +792,11 @@ def manipulate_latent(model, data, args):
     if args.digit == "all":
         _show_dimensions(model, data, args, digits)
     print("-" * 30 + "End: manipulate" + "-" * 30)
+
+
+def _some_of(digit, true, seed, most):
+    """Choose images of a class; returns their indices."""
+    return np.random.default_rng(seed).permutation(np.flatnonzero(true == digit))[:most]
 
 
 def _manipulated(model, x, y, amounts):
@@ -812,23 +816,28 @@ def _manipulated(model, x, y, amounts):
 
 
 def _show_dimensions(model, data, args, digits, images=20):
-    """Measure and draw what the dimensions of the class capsules stand for."""
+    """Measure and draw what the dimensions of the class capsules stand for.
+
+    The change between the two ends of `MANIPULATIONS`, a mean over some images of each
+    class, is given in standard deviations among all test images, shifted as the
+    training shifts them.
+    """
     x_test, y_test = data
+    true = np.argmax(y_test, 1)
     names = args.class_names or [str(i) for i in range(y_test.shape[1])]
+    (seen, _), _ = datasets.TrainingBatches(
+        x_test, y_test, len(x_test), args.shift_fraction, shifts=args.shifts
+    )[0]
+    spread = np.std(measure_strokes(seen), axis=0)
     ends = MANIPULATIONS[[0, -1]]
     pairs, effects = [], []
     for digit in digits:
-        own = np.flatnonzero(y_test[:, digit])
-        chosen = np.random.default_rng(args.seed).permutation(own)[:images]
+        chosen = _some_of(digit, true, args.seed, images)
         drawn = _manipulated(model, x_test[chosen], y_test[chosen], ends)
         measured = measure_strokes(drawn)
-        (seen, _), _ = datasets.TrainingBatches(  # shifted as in the training
-            x_test[own], y_test[own], len(own), args.shift_fraction
-        )[0]
-        spread = np.std(measure_strokes(seen), axis=0)
         change = np.mean(measured[:, :, 1] - measured[:, :, 0], axis=0)
         pairs.append(drawn[0])
-        effects.append(change / np.maximum(spread, 1e-6))
+        effects.append(change / np.where(spread > 1e-6, spread, np.inf))
     path = os.path.join(args.save_dir, "dimensions.png")
     plot_dimensions(pairs, effects, [names[digit] for digit in digits], path)
     print(f"What the dimensions stand for: {path}")
@@ -1013,10 +1022,11 @@ def predict_files(args):
 # Command line ------------------------------------------------------------------------
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Takes dashes for underscores in flags, and reports errors in one line."""
 
     def parse_known_args(self, args=None, namespace=None):
+        """Parse as `argparse` does, each dash in a flag's name taken for an underscore."""
         args = sys.argv[1:] if args is None else args
         spelled = []
         for arg in args:
@@ -1027,12 +1037,13 @@ class _Parser(argparse.ArgumentParser):
         return super().parse_known_args(spelled, namespace)
 
     def error(self, message):
+        """End the program with one line."""
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
 def build_parser():
     """Return the command line's parser."""
-    parser = _Parser(
+    parser = Parser(
         description="Capsule network on MNIST.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,

@@ -19,11 +19,13 @@ import argparse
 import collections
 import csv
 import datetime
-import importlib.metadata
+import importlib
+import io
 import os
 import platform
 import statistics
 
+import filelock
 import keras
 import numpy as np
 from keras import layers
@@ -46,11 +48,14 @@ VARIANTS = {
 }
 """The rows of the table, with the test errors in percent that others published."""
 
+KEY = ("variant", "recipe", "seed", "epochs", "dataset", "split", "options")
+"""The columns of `result/mnist.csv` that tell runs apart."""
+
 COLUMNS = (
-    *("variant", "recipe", "seed", "epochs", "error", "wrong", "images", "options"),
-    *("seconds", "device", "versions", "date"),
+    *KEY,
+    *("error", "wrong", "images", "seconds", "device", "versions", "date"),
 )
-"""The columns of `result/mnist.csv`."""
+"""All columns of `result/mnist.csv`."""
 
 RECIPES = {
     "default": [],
@@ -58,11 +63,17 @@ RECIPES = {
 }
 """Names for sets of flags of `capsulenet.py`; the number of epochs comes on top."""
 
+NOT_PASSED_ON = (
+    *("lam_recon", "routings", "seed", "save_dir", "resume"),  # set here
+    *("testing", "digit", "weights", "predict", "json", "no_invert"),  # no training's
+)
+"""Flags of `capsulenet.py` that runs do not take."""
+
 HELD_OUT = 5000
 """Training images that `--held_out` tests on instead of the test images."""
 
 
-def baseline_cnn(input_shape, n_class):
+def baseline_cnn(input_shape, n_class, conv="auto"):
     """Build the paper's convolutional baseline (Sabour et al. 2017, section 5).
 
     Three 5 x 5 convolutions of 256, 256 and 128 channels with stride 1, dense layers of
@@ -72,13 +83,17 @@ def baseline_cnn(input_shape, n_class):
     Args:
         input_shape: tuple `(height, width, channels)`.
         n_class: int. Number of classes.
+        conv: the form of the convolutions, see `capsulelayers.SpectralConv2D`.
+            Defaults to `"auto"`.
 
     Returns:
         A Keras model from images to probabilities `(B, n_class)`.
     """
     x = inputs = layers.Input(input_shape)
     for filters in (256, 256, 128):
-        x = capsulenet.SpectralConv2D(filters, 5, padding="same", activation="relu")(x)
+        x = capsulenet.SpectralConv2D(
+            filters, 5, padding="same", conv=conv, activation="relu"
+        )(x)
     x = layers.Flatten()(x)
     for units in (328, 192):
         x = layers.Dense(units, activation="relu")(x)
@@ -88,29 +103,43 @@ def baseline_cnn(input_shape, n_class):
 
 
 def load(args):
-    """Return the data set; with `--held_out` its training part alone, cut in two."""
-    data = datasets.load(args.dataset)[:2]
+    """Load the data set; with `--held_out` its training part alone, cut in two."""
+    names = ("image_size", "color", "test_share")
+    given = {name: args.given[name] for name in names if name in args.given}
+    data = datasets.load(args.dataset, **given)
     if not args.held_out:
         return data
-    (x, y), _ = data
+    x, y = data.train
     order = np.random.default_rng(0).permutation(len(x))
     held_out = min(HELD_OUT, len(x) // 4)
-    return tuple((x[part], y[part]) for part in (order[held_out:], order[:held_out]))
+    parts = ((x[part], y[part]) for part in (order[held_out:], order[:held_out]))
+    return datasets.Data(*parts, data.class_names)
 
 
 def run_options(args, variant, seed):
     """Return the options of one run, a namespace as `capsulenet.train` takes it."""
     row = VARIANTS[variant]
-    flags = [*RECIPES[args.recipe], *args.flags, f"--lam_recon={row.lam_recon}"]
-    flags += [f"--seed={seed}", f"--epochs={args.epochs}", f"--dataset={args.dataset}"]
-    flags += [f"--routings={row.routings or 1}", "--resume"]
-    parts = [variant, args.recipe, *args.flags, args.epochs, f"seed{seed}"]
+    recipe = given_flags(RECIPES[args.recipe])
+    more = [f"{k}={v}" for k, v in args.given.items() if recipe.get(k) != v]
+    parts = [variant, args.recipe, *more, args.epochs, f"seed{seed}"]
     parts += ["held_out"] * args.held_out
     parts += [data_name(args.dataset)] * (args.dataset != "mnist")
-    name = "-".join(str(part).lstrip("-").replace(os.sep, "_") for part in parts)
-    flags += [f"--save_dir={os.path.join(args.runs, name)}"]
-    flags += [f"--pause_after={args.pause_after}"]
-    return capsulenet.build_parser().parse_args(flags)
+    name = "-".join(str(part).replace(os.sep, "_") for part in parts)
+    options = vars(capsulenet.build_parser().parse_args([]))
+    return argparse.Namespace(
+        **options
+        | args.given
+        | {
+            "dataset": args.dataset,
+            "epochs": args.epochs,
+            "lam_recon": row.lam_recon,
+            "pause_after": args.pause_after,
+            "resume": True,
+            "routings": row.routings or 1,
+            "save_dir": os.path.join(args.runs, name),
+            "seed": seed,
+        }
+    )
 
 
 def data_name(dataset):
@@ -118,9 +147,39 @@ def data_name(dataset):
     return os.path.splitext(os.path.basename(os.path.normpath(dataset)))[0]
 
 
-def all_flags(args):
-    """Return the flags of the recipe and those given beside it, as one text."""
-    return " ".join([*RECIPES[args.recipe], *args.flags])
+def given_flags(flags):
+    """Return the flags of `capsulenet.py` that differ from its defaults, as a dict.
+
+    Raises:
+        ValueError: if there is one that runs do not take.
+    """
+    parser = capsulenet.build_parser()
+    defaults = vars(parser.parse_args([]))
+    for action in parser._actions:
+        action.default = argparse.SUPPRESS
+    given = vars(parser.parse_args(flags))
+    for name in NOT_PASSED_ON:
+        if name in given:
+            raise ValueError(f"--{name}: reproduce.py has no use for it")
+    return {k: given[k] for k in sorted(given) if given[k] != defaults[k]}
+
+
+def as_flags(given):
+    """Return what `given_flags` returned as the text of a command line."""
+    flags = {a.dest: a for a in capsulenet.build_parser()._actions}
+    words = []
+    for name, value in given.items():
+        words.append(flags[name].option_strings[-1])
+        if flags[name].nargs != 0:  # one that takes a value
+            words.append("x".join(map(str, value)) if name == "image_size" else value)
+    return " ".join(map(str, words))
+
+
+def key(args, variant, seed):
+    """Return what tells this run from others: the columns `KEY` of its row."""
+    split = "held_out" if args.held_out else "test"
+    columns = (variant, args.recipe, seed, args.epochs, args.dataset, split)
+    return dict(zip(KEY, map(str, (*columns, as_flags(args.given))), strict=True))
 
 
 def build(variant, options, data):
@@ -129,7 +188,7 @@ def build(variant, options, data):
     Returns:
         `(train_model, eval_model)`; the second gives the classes first, or alone.
     """
-    (x, y), _ = data
+    x, y = data.train
     if options.deterministic:
         devices.make_deterministic()
     keras.utils.set_random_seed(options.seed)
@@ -137,7 +196,7 @@ def build(variant, options, data):
         "mixed_bfloat16" if options.precision == "bfloat16" else "float32"
     )
     if variant == "baseline":
-        model = baseline_cnn(x.shape[1:], y.shape[1])
+        model = baseline_cnn(x.shape[1:], y.shape[1], options.conv)
         return model, model
     return capsulenet.CapsNet(
         x.shape[1:],
@@ -151,114 +210,141 @@ def build(variant, options, data):
 def run(args, variant, seed, data):
     """Train one network, or go on with it, and test it where it is finished.
 
+    What is logged as validation on the way is of training images, unshifted.
+
     Returns:
         The row for the table, a dict; None if the run was paused.
     """
     options = run_options(args, variant, seed)
+    options.class_names = data.class_names
     print(
         f"{variant}, recipe {args.recipe}, seed {seed}: {options.save_dir}", flush=True
     )
+    about = {"device": device(), "versions": versions()}
     train_model, eval_model = build(variant, options, data)
-    capsulenet.train(train_model, data, options)
-    log = read_rows(os.path.join(options.save_dir, "log.csv"))
+    seen = tuple(array[:HELD_OUT] for array in data.train)
+    capsulenet.train(train_model, (data.train, seen), options)
+    log = read_csv(os.path.join(options.save_dir, "log.csv"))
     if len(log) < options.epochs:
         return None
-    x_test, y_test = data[1]
+    x_test, y_test = data.test
     predicted, _, _ = capsulenet.predict(eval_model, x_test)
     wrong = int(np.sum(predicted != y_test.argmax(1)))
-    return {
-        "variant": variant,
-        "recipe": args.recipe,
-        "seed": seed,
-        "epochs": options.epochs,
+    return key(args, variant, seed) | {
         "error": f"{100 * wrong / len(y_test):.3f}",
         "wrong": wrong,
         "images": len(y_test),
-        "options": all_flags(args),
         "seconds": round(sum(float(row["seconds"]) for row in log)),
-        "device": device(),
-        "versions": versions(),
+        **about,
         "date": datetime.date.today().isoformat(),
     }
 
 
 def device():
-    """Return what the numbers were computed on."""
+    """Return what the numbers are computed on."""
     if capsulenet.on_cpu():
         return f"CPU, {os.cpu_count()} cores, {platform.machine()}"
-    if keras.backend.backend() == "torch":
-        import torch
-
-        return torch.cuda.get_device_name()
     if keras.backend.backend() == "jax":
         import jax
 
         return jax.devices()[0].device_kind
+    if keras.backend.backend() == "torch":
+        import torch
+
+        if torch.cuda.is_available():
+            return torch.cuda.get_device_name()
     return "GPU"
 
 
 def versions():
     """Return the versions of Keras and of its backend."""
     names = ("keras", keras.backend.backend())
-    return " ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
+    return " ".join(f"{n} {importlib.import_module(n).__version__}" for n in names)
 
 
-def read_rows(path):
-    """Read a CSV file as a list of dicts; a file that is not there has no rows."""
-    if not os.path.exists(path):
-        return []
+def read_csv(path):
+    """Read a CSV file as a list of dicts."""
     with open(path, newline="") as file:
         return list(csv.DictReader(file))
 
 
-def add_row(path, row):
-    """Add a row to the table, whole or not at all."""
-    lines = [
-        ",".join(COLUMNS),
-        *(
-            ",".join(str(r[name]).replace(",", ";") for name in COLUMNS)
-            for r in [*read_rows(path), row]
-        ),
-    ]
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    checkpoints.write_text(path, "\n".join(lines) + "\n")
+def finished_runs(path):
+    """Return the rows of a results table; a file that is not there has none.
+
+    Raises:
+        ValueError: if it is another kind of file.
+    """
+    rows = read_csv(path) if os.path.exists(path) else []
+    for row in rows:
+        missing = [name for name in COLUMNS if row.get(name) is None]
+        if missing:
+            raise ValueError(
+                f"--csv {path}: no column {missing[0]}, not a results table"
+            )
+    return rows
 
 
-def is_run(row, args, variant, seed):
-    """Whether a row of the table is of this run."""
-    asked = (variant, args.recipe, str(seed), str(args.epochs), all_flags(args))
-    return tuple(row[c] for c in (*COLUMNS[:4], "options")) == asked
+def add_rows(path, new):
+    """Add rows to a results table, whole or not at all; those of runs it has stay out.
+
+    Processes that add at the same time wait for each other.
+    """
+    folder, name = os.path.split(os.path.abspath(path))
+    os.makedirs(folder, exist_ok=True)
+    with filelock.FileLock(os.path.join(folder, f".lock.{name}")):
+        rows = finished_runs(path)
+        rows += [row for row in new if not is_finished(row, rows)]
+        text = io.StringIO()
+        writer = csv.DictWriter(
+            text, COLUMNS, extrasaction="ignore", lineterminator="\n"
+        )
+        writer.writeheader()
+        writer.writerows(rows)
+        checkpoints.write_text(path, text.getvalue())
+
+
+def is_finished(run, rows):
+    """Whether a run, by its columns `KEY`, is among the rows."""
+    return any(all(row[name] == run[name] for name in KEY) for row in rows)
 
 
 def table(rows):
-    """Return the Markdown tables, one for each number of epochs and set of options.
+    """Return the Markdown tables, one for each set of runs that differ in nothing else.
 
     A cell holds mean, standard deviation and number of the trials, or nothing where
-    none was run.
+    none was run. Published figures stand beside test errors on MNIST alone.
     """
-    kinds = {(int(r["epochs"]), r["recipe"], r["options"]) for r in rows}
+
+    def kind(row):
+        names = ("epochs", "recipe", "dataset", "split", "options")
+        return (int(row["epochs"]), *(row[name] for name in names[1:]))
+
     lines = []
-    for kind in sorted(kinds, reverse=True) or [(50, "default", "")]:
-        epochs, recipe, options = kind
+    usual = (50, "default", "mnist", "test", "")
+    for this in sorted({kind(row) for row in rows}, reverse=True) or [usual]:
+        epochs, recipe, dataset, split, options = this
+        published = (dataset, split) == ("mnist", "test")
+        what = "Test error" if split == "test" else "Error on held-out training images"
         lines += [
-            f"Test error in percent after {epochs} epochs, recipe `{recipe}`"
+            f"{what} in percent, {dataset}, after {epochs} epochs, recipe `{recipe}`"
             + (f" (`{options}`):" if options else ":"),
             "mean (standard deviation), number of trials.",
             "",
-            "| | routings | reconstruction | here | CapsNet-Keras | paper |",
-            "|---|---|---|---|---|---|",
+            "| | routings | reconstruction | here |"
+            + " CapsNet-Keras | paper |" * published,
+            "|---|---|---|---|" + "---|---|" * published,
         ]
         for name, variant in VARIANTS.items():
             errors = [
                 float(row["error"])
                 for row in rows
-                if row["variant"] == name
-                and (int(row["epochs"]), row["recipe"], row["options"]) == kind
+                if row["variant"] == name and kind(row) == this
             ]
             lines.append(
                 f"| {variant.title} | {variant.routings or '–'} | "
-                f"{variant.reconstruction} | {cell(errors)} | {variant.keras} | "
-                f"{variant.paper} |"
+                f"{variant.reconstruction} | {cell(errors)} |"
+                + f" {variant.keras} | {variant.paper} |"
+                * published
             )
         lines.append("")
     return "\n".join(lines)
@@ -274,11 +360,16 @@ def cell(errors):
 
 
 def parse(argv=None):
-    """Return the command line's options."""
-    parser = argparse.ArgumentParser(
+    """Return the command line's options.
+
+    Raises:
+        ValueError: if a flag has a value that it can't have.
+    """
+    parser = capsulenet.Parser(
         description=__doc__.splitlines()[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         epilog="Any other flag is passed on to every run: see capsulenet.py --help.",
+        allow_abbrev=False,
     )
     add = parser.add_argument
     add("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS, help="rows")
@@ -298,9 +389,11 @@ def parse(argv=None):
         help="the finished runs; default: <dataset>.csv in result/, "
         "<dataset>_held_out.csv with --held_out",
     )
-    add("--table", action="store_true", help="print the table of --csv and stop")
+    add("--table", action="store_true", help="print the tables of --csv and stop")
     args, flags = parser.parse_known_args(argv)
-    args.flags = flags
+    args.given = given_flags([*RECIPES[args.recipe], *flags])
+    if args.trials < 1:
+        raise ValueError(f"--trials {args.trials}: must be at least 1")
     name = data_name(args.dataset) + "_held_out" * args.held_out
     args.csv = args.csv or os.path.join("result", f"{name}.csv")
     return args
@@ -308,27 +401,28 @@ def parse(argv=None):
 
 def run_all(args):
     """Train and test what the table lacks; returns after a pause."""
+    add_rows(args.csv, [])  # tries that it can be written
     data = load(args)
     for seed in range(args.trials):
         for variant in args.variants:
-            if any(is_run(row, args, variant, seed) for row in read_rows(args.csv)):
+            if is_finished(key(args, variant, seed), finished_runs(args.csv)):
                 print(f"{variant}, recipe {args.recipe}, seed {seed}: in {args.csv}")
                 continue
             row = run(args, variant, seed, data)
             if row is None:  # paused, as it was told
                 return
-            add_row(args.csv, row)
+            add_rows(args.csv, [row])
             print(f"{variant}, seed {seed}: {row['error']}% test error", flush=True)
 
 
 def main(argv=None):
     """Run the command line with the arguments `argv`, by default the program's own."""
-    args = parse(argv)
-    if args.table:
-        print(table(read_rows(args.csv)))
-        return
-    capsulenet.set_allocator()
     with capsulenet.one_line_errors():
+        args = parse(argv)
+        if args.table:
+            print(table(finished_runs(args.csv)))
+            return
+        capsulenet.set_allocator()
         run_all(args)
 
 

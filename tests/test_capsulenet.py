@@ -409,6 +409,38 @@ def test_all_digits_are_manipulated_and_their_dimensions_named(
     assert np.isfinite(drawn["effects"]).all() and (drawn["effects"] != 0).any()
 
 
+def test_a_dimension_that_moves_the_strokes_down_is_named_so(tmp_path, monkeypatch):
+    drawn = {}
+
+    def record(pairs, effects, names, path):
+        drawn.update(effects=np.array(effects))
+
+    def reconstruct(inputs):
+        images, labels, noise = inputs
+        pixels = np.round(4 * (noise * labels[:, :, None]).sum(1)).astype(int)
+        moves = zip(images, pixels[:, 0], pixels[:, 1])
+        return np.stack([np.roll(x, (i, -2 * j), (0, 1)) for x, i, j in moves])
+
+    x = np.zeros((60, 20, 20, 1), "float32")
+    rows = np.random.default_rng(0).integers(6, 11, 60)
+    for image, row in zip(x, rows):
+        image[row : row + 4, 8:11] = 1
+    x[::2] = np.roll(x[::2], 1, axis=2)
+    y = np.eye(3, dtype="float32")[np.arange(60) % 3]
+    model = types.SimpleNamespace(
+        inputs=[x[:1], y[:1], np.zeros((1, 3, 2))],
+        layers=[],
+        predict_on_batch=reconstruct,
+    )
+    monkeypatch.setattr(capsulenet, "plot_dimensions", record)
+    args = options(tmp_path, digit="all", seed=0, shift_fraction=0.0)
+    manipulate_latent(model, (x, y), args)
+    expected = np.zeros((3, 2, 6))
+    expected[:, 0, 4] = 2 / np.std(rows)  # one pixel up, one down
+    expected[:, 1, 5] = -4 / 0.5
+    np.testing.assert_allclose(drawn["effects"], expected, atol=1e-4)
+
+
 @pytest.mark.parametrize("digit", [3, -1])
 def test_a_digit_that_is_no_class_is_refused(trained, tmp_path, digit):
     args = options(tmp_path, digit=digit)

@@ -1,16 +1,19 @@
+import concurrent.futures
 import csv
 import os
 import random
+import re
 import subprocess
 import sys
 
+import pytest
 from conftest import ROOT
 
 import reproduce
 
 
 def command(dataset, *args):
-    common = ("--dataset", dataset, "--csv", "table.csv", "--batch_size=20")
+    common = ("--dataset", dataset, "--csv", "table.csv", "--batch-size=20")
     script = os.path.join(ROOT, "reproduce.py")
     return [sys.executable, script, *common, *map(str, args)]
 
@@ -51,21 +54,94 @@ def test_a_run_killed_anywhere_ends_with_the_same_table(tmp_path, squares):
 
 
 def test_a_finished_run_is_skipped_and_a_paused_one_goes_on(tmp_path, squares):
-    args = command(squares, "--variants", "v1", "--trials", 1, "--epochs", 2)
+    args = command(squares, "--variants", "baseline", "--trials", 1, "--epochs", 2)
+    without = "import sys; sys.modules['tensorflow'] = None"  # as if not installed
+    (tmp_path / "sitecustomize.py").write_text(without)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "KERAS_BACKEND": "torch"}
     outputs = []
-    for more in ([*args, "--pause_after", "1"], args, args):
+    for more in ([*args, "--pause-after", "1"], args, args):
         done = subprocess.run(
-            more, cwd=tmp_path, capture_output=True, text=True, check=False
+            more,
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, done.stderr
         outputs.append(done.stdout)
-        assert (tmp_path / "table.csv").exists() == (len(outputs) > 1)
+        assert len(rows(tmp_path / "table.csv")) == (len(outputs) > 1)
     assert "Resumed after epoch 1 of 2" in outputs[1]
     assert "in table.csv" in outputs[2] and "Epoch" not in outputs[2]
     (row,) = rows(tmp_path / "table.csv")
     assert tuple(row) == reproduce.COLUMNS
-    assert row["options"] == "--batch_size=20" and row["images"] == "20"
+    assert row["options"] == "--batch_size 20" and row["images"] == "20"
+    assert (row["dataset"], row["split"]) == (squares, "test")
     assert float(row["error"]) == 100 * int(row["wrong"]) / 20
+
+
+def test_the_variants_are_those_of_the_paper_and_take_more_flags():
+    args = reproduce.parse(
+        ["--lr", "0.002", "--recipe", "cosine", "--no-routing-gradient"]
+    )
+    found = {}
+    for variant in reproduce.VARIANTS:
+        options = reproduce.run_options(args, variant, 2)
+        found[variant] = (options.routings, options.lam_recon)
+        assert (options.lr, options.schedule) == (0.002, "cosine")
+        assert options.seed == 2 and options.resume and options.epochs == 50
+        assert os.path.basename(options.save_dir) == (
+            f"{variant}-cosine-lr=0.002-routing_gradient=False-50-seed2"
+        )
+    assert found == {
+        "baseline": (1, 0.0),
+        "v1": (1, 0.0),
+        "v2": (1, 0.392),
+        "v3": (3, 0.0),
+        "v4": (3, 0.392),
+    }
+    flags = reproduce.key(args, "v4", 2)["options"]
+    assert flags == "--lr 0.002 --no_routing_gradient --schedule cosine"
+    again = reproduce.parse(flags.split())
+    assert again.given == args.given
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ("--seed 3", "--seed: reproduce.py has no use for it"),
+        ("--lam-recon=0.1", "--lam_recon: reproduce.py has no use for it"),
+        ("-t", "--testing: reproduce.py has no use for it"),
+        ("--trials 0", "--trials 0: must be at least 1"),
+        ("--bogus 1", "unrecognized arguments: --bogus 1"),
+        ("--table --csv other.csv", "other.csv: no column variant"),
+        ("--csv file/table.csv", "file: File exists"),
+    ],
+)
+def test_bad_input_ends_with_one_line(tmp_path, monkeypatch, capsys, flags, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(reproduce, "run", None)
+    with pytest.raises(SystemExit) as end:
+        reproduce.main(flags.split())
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+def test_rows_that_are_added_together_are_all_kept(tmp_path):
+    path = str(tmp_path / "table.csv")
+
+    def add(seed):
+        run = dict.fromkeys(reproduce.COLUMNS, "a, b") | {"seed": str(seed % 15)}
+        reproduce.add_rows(path, [run])
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        list(pool.map(add, range(20)))
+    found = reproduce.finished_runs(path)
+    assert sorted(int(row["seed"]) for row in found) == list(range(15))
+    assert found[0]["options"] == "a, b"
 
 
 def test_held_out_images_are_training_images_that_are_not_trained_on():
@@ -73,10 +149,10 @@ def test_held_out_images_are_training_images_that_are_not_trained_on():
     assert os.path.basename(args.csv) == "mnist_held_out.csv"
     other = reproduce.parse(["--dataset", "data/signs.npz"])
     assert os.path.basename(other.csv) == "signs.csv"
-    (x_train, _), (x_held, y_held) = reproduce.load(args)
+    (x_train, _), (x_held, y_held), _ = reproduce.load(args)
     assert len(x_held) == len(y_held) == 5000 and len(x_train) == 55000
     trained_on = {image.tobytes() for image in x_train}
-    (x_all, _), _ = reproduce.load(reproduce.parse([]))
+    (x_all, _), _, _ = reproduce.load(reproduce.parse([]))
     of_training = {image.tobytes() for image in x_all}
     held = {image.tobytes() for image in x_held}
     assert held <= of_training and not held & trained_on
@@ -88,22 +164,29 @@ def test_the_baseline_has_the_parameters_that_the_paper_states():
 
 
 def test_table_shows_mean_deviation_and_number_of_trials():
-    def row(variant, error, epochs=50, recipe="default", options=""):
+    def row(variant, error, epochs=50, options="", dataset="mnist", split="test"):
         return {
             "variant": variant,
-            "recipe": recipe,
+            "recipe": "default",
             "epochs": str(epochs),
             "error": str(error),
             "options": options,
+            "dataset": dataset,
+            "split": split,
         }
 
     table = reproduce.table(
         [
             *(row("v4", 0.3), row("v4", 0.4), row("v1", 0.5)),
             *(row("v4", 0.9, epochs=10), row("v4", 0.2, options="--lr 0.002")),
+            *(row("v4", 5, dataset="signs"), row("v4", 0.6, split="held_out")),
         ]
     )
-    other, long, short = table.split("Test error")[1:]
+    tables = re.split(r"(?m)^(?=Test error|Error on)", table)[1:]
+    signs, other, long, held_out, short = tables
+    assert "percent, signs, after" in signs and "paper" not in signs
+    assert held_out.startswith("Error on held-out training images in percent, mnist,")
+    assert "| CapsNet-v4 | 3 | yes | 0.60, 1 trial |\n" in held_out
     assert "(`--lr 0.002`)" in other and "| 0.20, 1 trial |" in other
     assert "after 50 epochs" in long and "after 10 epochs" in short
     assert "| CapsNet-v4 | 3 | yes | 0.35 (0.071), 2 trials | 0.34 (0.016) |" in long
