@@ -103,15 +103,18 @@ def baseline_cnn(input_shape, n_class, conv="auto"):
 
 
 def load(args):
-    """Load the data set; with `--held_out` its training part alone, cut in two."""
+    """Load the data set, with `--images` less of its training part.
+
+    With `--held_out` it is the training part alone, cut in two.
+    """
     names = ("image_size", "color", "test_share")
     given = {name: args.given[name] for name in names if name in args.given}
     data = datasets.load(args.dataset, **given)
-    if not args.held_out:
-        return data
     x, y = data.train
-    order = np.random.default_rng(0).permutation(len(x))
-    held_out = min(HELD_OUT, len(x) // 4)
+    order = np.random.default_rng(0).permutation(len(x))[: args.images or None]
+    if not args.held_out:
+        return data._replace(train=(x[order], y[order])) if args.images else data
+    held_out = min(HELD_OUT, len(order) // 4)
     parts = ((x[part], y[part]) for part in (order[held_out:], order[:held_out]))
     return datasets.Data(*parts, data.class_names)
 
@@ -122,7 +125,7 @@ def run_options(args, variant, seed):
     recipe = given_flags(RECIPES[args.recipe])
     more = [f"{k}={v}" for k, v in args.given.items() if recipe.get(k) != v]
     parts = [variant, args.recipe, *more, args.epochs, f"seed{seed}"]
-    parts += ["held_out"] * args.held_out
+    parts += ["held_out"] * args.held_out + [f"of{args.images}"] * (args.images > 0)
     parts += [data_name(args.dataset)] * (args.dataset != "mnist")
     name = "-".join(str(part).replace(os.sep, "_") for part in parts)
     options = vars(capsulenet.build_parser().parse_args([]))
@@ -178,7 +181,8 @@ def as_flags(given):
 def key(args, variant, seed):
     """Return what tells this run from others: the columns `KEY` of its row."""
     split = "held_out" if args.held_out else "test"
-    columns = (variant, args.recipe, seed, args.epochs, args.dataset, split)
+    dataset = args.dataset + f", {args.images} images" * (args.images > 0)
+    columns = (variant, args.recipe, seed, args.epochs, dataset, split)
     return dict(zip(KEY, map(str, (*columns, as_flags(args.given))), strict=True))
 
 
@@ -383,6 +387,12 @@ def parse(argv=None):
         action="store_true",
         help=f"train on the training images but {HELD_OUT}, and test on those",
     )
+    add(
+        "--images",
+        default=0,
+        type=int,
+        help="use so many training images, for a quick comparison; 0 for all",
+    )
     add("--runs", default="runs", help="directory for the runs")
     add(
         "--csv",
@@ -392,8 +402,11 @@ def parse(argv=None):
     add("--table", action="store_true", help="print the tables of --csv and stop")
     args, flags = parser.parse_known_args(argv)
     args.given = given_flags([*RECIPES[args.recipe], *flags])
-    if args.trials < 1:
-        raise ValueError(f"--trials {args.trials}: must be at least 1")
+    for name, least in (("trials", 1), ("images", 0)):
+        if getattr(args, name) < least:
+            raise ValueError(
+                f"--{name} {getattr(args, name)}: must be at least {least}"
+            )
     name = data_name(args.dataset) + "_held_out" * args.held_out
     args.csv = args.csv or os.path.join("result", f"{name}.csv")
     return args

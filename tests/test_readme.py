@@ -1,9 +1,11 @@
 import os
 import re
 
+import numpy as np
 from conftest import ROOT, run_python
 
 import capsulenet
+import reproduce
 
 with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as file:
     README = file.read()
@@ -36,3 +38,21 @@ def test_every_flag_and_its_default_are_documented():
     assert table.keys() == actions.keys()
     for flag, default in actions.items():
         assert table[flag].strip("`") in words.get(str(default), (str(default),)), flag
+
+
+def test_the_shipped_weights_have_the_error_that_is_stated():
+    error, wrong = re.search(
+        r"\*\*(\d\.\d\d)%\*\* test error, (\d+) images", README
+    ).groups()
+    assert float(error) == int(wrong) / 100
+    path = os.path.join(ROOT, "result", "trained_model.h5")
+    (_, model, _), _ = capsulenet.load_model(path)
+    _, (x, y) = capsulenet.load_mnist()
+    classes, _, _ = capsulenet.predict(model, x)
+    # One image may lie so near to the border that rounding decides.
+    assert abs(np.sum(classes != y.argmax(1)) - int(wrong)) <= 1
+
+
+def test_its_tables_are_those_of_the_finished_runs():
+    rows = reproduce.finished_runs(os.path.join(ROOT, "result", "mnist.csv"))
+    assert rows and reproduce.table(rows).strip() in README

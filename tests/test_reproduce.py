@@ -113,6 +113,7 @@ def test_the_variants_are_those_of_the_paper_and_take_more_flags():
         ("--lam-recon=0.1", "--lam_recon: reproduce.py has no use for it"),
         ("-t", "--testing: reproduce.py has no use for it"),
         ("--trials 0", "--trials 0: must be at least 1"),
+        ("--images -1", "--images -1: must be at least 0"),
         ("--bogus 1", "unrecognized arguments: --bogus 1"),
         ("--table --csv other.csv", "other.csv: no column variant"),
         ("--csv file/table.csv", "file: File exists"),
@@ -151,6 +152,8 @@ def test_held_out_images_are_training_images_that_are_not_trained_on():
     assert os.path.basename(other.csv) == "signs.csv"
     (x_train, _), (x_held, y_held), _ = reproduce.load(args)
     assert len(x_held) == len(y_held) == 5000 and len(x_train) == 55000
+    fewer = reproduce.load(reproduce.parse(["--held_out", "--images", "400"]))
+    assert [len(part[0]) for part in fewer[:2]] == [300, 100]
     trained_on = {image.tobytes() for image in x_train}
     (x_all, _), _, _ = reproduce.load(reproduce.parse([]))
     of_training = {image.tobytes() for image in x_all}
