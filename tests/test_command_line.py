@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -58,16 +59,18 @@ def test_train_then_test(tmp_path, digits, backend):
         assert any(b"conv1" in file.read_bytes() for file in events)
 
     weights = os.path.join("out", "trained_model.h5")
-    done = run(*common, "-t", "-w", weights, "-r2", "--digit", "all", cwd=tmp_path)
+    digits = [0, 1, 2] if backend == "tensorflow" else [2]
+    digit = "all" if len(digits) > 1 else 2
+    done = run(*common, "-t", "-w", weights, "-r2", "--digit", digit, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     accuracy = float(done.stdout.split("Test acc: ")[1].split()[0])
     assert accuracy == pytest.approx(float(log[2].split(",")[7]), abs=1e-4)
     with Image.open(out / "real_and_recon.png") as picture:
         assert picture.size == (10 * 20, 10 * 20)
-    for digit in range(3):
+    for digit in digits:
         with Image.open(out / f"manipulate-{digit}.png") as picture:
             assert picture.size == (11 * 20, 16 * 20)
-    assert (out / "dimensions.png").exists()
+    assert (out / "dimensions.png").exists() == (len(digits) > 1)
 
 
 def test_testing_without_weights_says_so_and_goes_on(tmp_path, digits):
@@ -90,16 +93,24 @@ def test_an_error_is_one_line_and_no_traceback(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-@pytest.fixture
-def foreign(tmp_path):
-    (tmp_path / "foreign.h5").write_bytes(b"not HDF5")
+@pytest.fixture(scope="module")
+def foreign_files(tmp_path_factory):
+    """Weights of another network, and files that are none."""
+    folder = tmp_path_factory.mktemp("foreign")
+    (folder / "foreign.h5").write_bytes(b"not HDF5")
     capsulenet.save_weights(
         capsulenet.CapsNet((28, 28, 1), 10, 3, dim_capsule=8)[0],
-        str(tmp_path / "eight.h5"),
+        str(folder / "eight.h5"),
     )
-    whole = (tmp_path / "eight.h5").read_bytes()
-    (tmp_path / "truncated.h5").write_bytes(whole[: len(whole) // 2])
-    (tmp_path / "file").write_text("")
+    whole = (folder / "eight.h5").read_bytes()
+    (folder / "truncated.h5").write_bytes(whole[: len(whole) // 2])
+    (folder / "file").write_text("")
+    return folder
+
+
+@pytest.fixture
+def foreign(foreign_files, tmp_path):
+    shutil.copytree(foreign_files, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
 
@@ -227,7 +238,7 @@ def test_colour_pictures_of_three_classes(tmp_path):
             Image.fromarray(picture).save(tmp_path / "squares" / name / f"{i}.jpg")
     home = {"KERAS_HOME": str(tmp_path / "home")}
     common = ("--dataset", "squares", "--save_dir", "out", "--batch_size", 4)
-    done = run(*(*common, "--epochs", 2, "-r1"), cwd=tmp_path, **home)
+    done = run(*(*common, "--epochs", 1, "-r1"), cwd=tmp_path, **home)
     assert done.returncode == 0, done.stderr
     assert "18432 primary capsules" in done.stdout
     done = run(

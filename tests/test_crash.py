@@ -67,7 +67,7 @@ def last_epoch(directory):
 @pytest.mark.parametrize(
     "backend, kills",
     [
-        ("tensorflow", 8),
+        ("tensorflow", 4),
         pytest.param("tensorflow", 30, marks=pytest.mark.slow),
         pytest.param("jax", 30, marks=pytest.mark.slow),
         pytest.param("torch", 30, marks=pytest.mark.slow),
