@@ -425,7 +425,7 @@ def run_all(args):
             if row is None:  # paused, as it was told
                 return
             add_rows(args.csv, [row])
-            print(f"{variant}, seed {seed}: {row['error']}% test error", flush=True)
+            print(f"{variant}, seed {seed}: error {row['error']}%", flush=True)
 
 
 def main(argv=None):
