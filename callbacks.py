@@ -36,9 +36,17 @@ class BatchLog(keras.callbacks.Callback):
         super().__init__()
         self.interval = interval
 
+    def on_epoch_begin(self, epoch, logs=None):
+        """Nothing of this epoch is printed yet."""
+        self.printed = 0
+
     def on_train_batch_end(self, batch, logs=None):
-        """Print total loss, its parts and the accuracy."""
-        if (batch + 1) % self.interval == 0:
+        """Print total loss, its parts and the accuracy.
+
+        On an accelerator Keras calls this once for several batches.
+        """
+        if (batch + 1) // self.interval > self.printed:
+            self.printed = (batch + 1) // self.interval
             names = {
                 "loss": "loss",
                 "capsnet_loss": "margin",
@@ -53,7 +61,8 @@ class BatchLog(keras.callbacks.Callback):
 class Reconstructions(keras.callbacks.Callback):
     """Show TensorBoard some images and their reconstructions after each epoch.
 
-    Specific to TensorFlow, whose summaries TensorBoard reads.
+    Specific to TensorFlow, whose summaries TensorBoard reads. Not for several devices,
+    which a few images can't be shared out to.
     """
 
     def __init__(self, images, save_dir):
@@ -114,13 +123,13 @@ class DeadCapsules(keras.callbacks.Callback):
     Not for several devices, where one can't compute alone.
 
     Args:
-        images: array of some of the training images.
-        labels: their labels.
+        lengths: function without arguments, which returns the capsule lengths of some
+            training images, an array `(n, n_class)`.
     """
 
-    def __init__(self, images, labels):
+    def __init__(self, lengths):
         super().__init__()
-        self.images, self.labels = images, labels
+        self.lengths = lengths
         self.looked = False
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -135,10 +144,7 @@ class DeadCapsules(keras.callbacks.Callback):
         self.looked = True
         if keras.backend.backend() == "jax":
             self.model.jax_state_sync()  # the trainer keeps the weights to itself
-        outputs = len(self.model.outputs)
-        inputs = [self.images, self.labels] if outputs > 1 else self.images
-        lengths = self.model.predict_on_batch(inputs)
-        lengths = np.asarray(lengths[0] if outputs > 1 else lengths)
+        lengths = self.lengths()
         dead = np.flatnonzero(lengths.max(0) < DEAD_LENGTH)
         if len(dead):
             layer = self.model.get_layer("digitcaps")

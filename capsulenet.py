@@ -265,14 +265,6 @@ def step_memory(model, batch_size):
     return 4 * (8 * model.count_params() + batch_size * numbers + 48 * coupling)
 
 
-def machine_memory():
-    """Return the bytes of main memory that there are, or None where unknown."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return None
-
-
 # Training, test and manipulation -----------------------------------------------------
 
 
@@ -573,8 +565,7 @@ def _callbacks(model, args, batches, checkpoint, x_test):
         ),
     ]
     if _has_capsules(model) and devices.replicas() == 1:
-        some = slice(None, None, max(1, len(batches.x) // 100))
-        used.append(callbacks.DeadCapsules(batches.x[some], batches.y[some]))
+        used.append(callbacks.DeadCapsules(lambda: _some_lengths(model, batches)))
     if args.log_interval:
         used.append(callbacks.BatchLog(args.log_interval))
     if all(map(importlib.util.find_spec, ("tensorflow", "tensorboard"))):
@@ -585,7 +576,7 @@ def _callbacks(model, args, batches, checkpoint, x_test):
                 write_graph=False,
             )
         )
-        if args.draw_reconstructions:
+        if args.draw_reconstructions and devices.replicas() == 1:
             used.append(callbacks.Reconstructions(x_test[:10], args.save_dir))
     else:
         print(
@@ -593,6 +584,15 @@ def _callbacks(model, args, batches, checkpoint, x_test):
             "tensorboard"
         )
     return used
+
+
+def _some_lengths(model, batches):
+    """Capsule lengths of 100 to 199 training images, no more at once than in a step."""
+    some = slice(None, None, max(1, len(batches.x) // 100))
+    inputs = [ops.convert_to_numpy(a[some]) for a in (batches.x, batches.y)]
+    at_once = min(batches.batch_size, images_at_once(model))
+    outputs = predict_in_batches(model, inputs[: len(model.inputs)], at_once)
+    return outputs[0] if len(model.outputs) > 1 else outputs
 
 
 def _draw(model, batches, seed, epoch):
@@ -654,7 +654,7 @@ def describe(model, batch_size=None):
     lines = [f"Backend {keras.backend.backend()}: {', '.join(forms)}"]
     names = [layer.name for layer in model.layers]
     if batch_size and "digitcaps" in names:
-        needed, there = step_memory(model, batch_size), machine_memory()
+        needed, there = step_memory(model, batch_size), devices.machine_memory()
         lines.append(
             f"{model.get_layer('digitcaps').input.shape[1]} primary capsules, "
             f"{model.count_params():,} parameters, about {needed / 1e9:.1f} GB a step "
@@ -856,9 +856,11 @@ def predict(model, images):
         `images`, None from a model without a decoder.
 
     Raises:
-        ValueError: if the images have another shape than the model's.
+        ValueError: if there are no images, or they have another shape than the model's.
     """
     images = np.asarray(images, "float32")
+    if not len(images):
+        raise ValueError("no images to predict")
     expected = tuple(model.inputs[0].shape[1:])
     if images.shape[1:] != expected:
         raise ValueError(
@@ -869,15 +871,15 @@ def predict(model, images):
     return lengths.argmax(1), lengths, images
 
 
-def load_model(path):
+def load_model(path, routings=3):
     """Build the trio that a file of weights is of, and load the weights.
 
     What `train` writes tells its own architecture. Of other files the sizes are read
-    from the weights; the image is then taken for a square, and the rest for that of
-    the command line.
+    from the weights; the image is then taken for a square, and the second stride for 2.
 
     Args:
         path: str. A file as `load_weights` takes it.
+        routings: int. Routing iterations where the file does not tell. Defaults to 3.
 
     Returns:
         `(trio, about)`: the three models of `CapsNet`, and a dict of `class_names` and
@@ -889,9 +891,12 @@ def load_model(path):
     """
     about, weights = checkpoints.read(path)
     try:
-        built = _architecture_of(weights, about.get("architecture", {}))
+        said = {"routings": routings, **about.get("architecture", {})}
+        built = _architecture_of(weights, said)
         names = about.get("class_names") or [str(i) for i in range(built["n_class"])]
-        if len(names) != built["n_class"] or not all(map(_is_name, names)):
+        if len(names) != built["n_class"] or not all(
+            map(datasets.is_class_name, names)
+        ):
             raise ValueError(f"{built['n_class']} classes, names {repr(names)[:100]}")
         trio = CapsNet(**built)
     except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
@@ -905,10 +910,6 @@ def load_model(path):
         "class_names": names,
         "like_mnist": about.get("like_mnist", digits),
     }
-
-
-def _is_name(name):
-    return isinstance(name, str) and name.isprintable() and len(name) <= 255
 
 
 def _architecture_of(weights, said):
@@ -937,10 +938,8 @@ def _architecture_of(weights, said):
     else:
         side = math.isqrt(len(weights["decoder"][-1]) // channels)
         shape = (side, side, channels)
-    routings, strides = (
-        operator.index(said.get(name, usual))
-        for name, usual in (("routings", 3), ("strides", 2))
-    )
+    routings = operator.index(said["routings"])
+    strides = operator.index(said.get("strides", 2))
     if not (1 <= routings <= MOST_ROUTINGS and 1 <= strides <= kernel_size):
         raise ValueError(f"routings {routings}, strides {strides}")
     places = [(s - 2 * (kernel_size - 1) - 1) // strides + 1 for s in shape[:2]]
@@ -976,7 +975,7 @@ def predict_files(args):
     """
     if args.weights is None:
         raise ValueError("--predict: needs weights, -w FILE")
-    (_, model, _), about = load_model(args.weights)
+    (_, model, _), about = load_model(args.weights, args.routings)
     files = []
     for path in args.predict:
         files += datasets.pictures_under(path) if os.path.isdir(path) else [path]
@@ -1179,10 +1178,10 @@ def _digit(text):
 
 def _image_size(text):
     """Turn `28` or `28x32` into height and width."""
-    sides = [int(side) for side in text.lower().split("x")]
-    if len(sides) > 2 or min(sides) < 1:
-        raise ValueError
-    return [sides[0], sides[-1]]
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and int(side) for side in sides):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither SIDE nor HEIGHTxWIDTH")
+    return [int(sides[0]), int(sides[-1])]
 
 
 _OTHER_OPTIONS = {
@@ -1267,6 +1266,7 @@ def _prepare(args):
     keras.utils.set_random_seed(args.seed)
     if args.precision == "bfloat16":
         keras.config.set_dtype_policy("mixed_bfloat16")
+    _check_memory(x_train.shape[1:], y_train.shape[1])
     trio = CapsNet(
         x_train.shape[1:],
         y_train.shape[1],
@@ -1275,10 +1275,37 @@ def _prepare(args):
         routing_gradient=args.routing_gradient,
     )
     if args.weights is not None:
-        load_weights(trio[0], args.weights)
+        _load_weights(trio[0], args)
     if devices.host()[0] == 0:
         make_save_dir(args.save_dir)
     return trio, data
+
+
+def _check_memory(shape, n_class):
+    """Raise a `ValueError` where the weights of `CapsNet` alone would fill the memory."""
+    there = devices.machine_memory()
+    places = math.prod(max(0, (side - 17) // 2 + 1) for side in shape[:2])
+    needed = 4 * (places * 32 * 8 * n_class * 16 + 1024 * math.prod(shape))
+    if on_cpu() and there and needed > there:
+        raise ValueError(
+            f"images of {shape[0]} x {shape[1]} pixels need {needed / 1e9:.0f} GB for "
+            f"the weights alone, and this machine has {there / 1e9:.0f}: a smaller "
+            "--image_size helps"
+        )
+
+
+def _load_weights(model, args):
+    """Load the weights that the user named; a test has to route as they were trained.
+
+    Routing has no weights, so that another number of iterations would go unnoticed.
+    """
+    said = load_weights(model, args.weights).get("architecture")
+    trained = said.get("routings") if isinstance(said, dict) else None
+    if args.testing and trained not in (None, args.routings):
+        raise ValueError(
+            f"--routings {args.routings}: {args.weights} was trained with --routings "
+            f"{trained}"
+        )
 
 
 def set_allocator():
@@ -1326,6 +1353,8 @@ def one_line_errors():
         _fail(about if error.filename else first_line(error), 2)
     except ValueError as error:
         _fail(first_line(error), 2)
+    except MemoryError as error:
+        _fail(f"not enough memory ({first_line(error)})", 2)
     except FloatingPointError as error:
         _fail(first_line(error), 1)
     except KeyboardInterrupt:

@@ -73,12 +73,17 @@ def load_weights(model, path):
         model: a model of the trio.
         path: str. The file.
 
+    Returns:
+        The dict that `save_weights` was given, empty for other files.
+
     Raises:
         OSError: if the file can't be read.
         ValueError: if it is no such file, or its weights are of another model; the
             message names the layer and both shapes.
     """
-    set_weights(model, read(path)[1], path)
+    about, weights = read(path)
+    set_weights(model, weights, path)
+    return about
 
 
 def set_weights(model, stored, path):

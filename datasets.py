@@ -10,7 +10,6 @@ import math
 import os
 import pickle
 import stat
-import tempfile
 import typing
 import warnings
 import zipfile
@@ -18,6 +17,9 @@ import zipfile
 import keras
 import numpy as np
 from PIL import Image, ImageOps
+
+import devices
+from utils import whole_file
 
 MNIST_PATH = os.path.join(os.path.dirname(os.path.abspath(__file__)), "data/mnist.npz")
 MNIST_SHA256 = "edb50ad5c9f6ad6c7843b0e70355c1294158ccceb854766360abaa61e690c70a"
@@ -200,7 +202,19 @@ def _from_arrays(source, x_train, y_train, x_test, y_test, class_names=None):
             "of different shapes"
         )
     names = (n.decode() if isinstance(n, bytes) else str(n) for n in labels.tolist())
-    return Data(*splits, class_names or tuple(names))
+    names = class_names or tuple(names)
+    for name in names:
+        if not is_class_name(name):
+            raise ValueError(
+                f"{source}: class {name[:100]!r}: a name has at most 255 printable "
+                "characters"
+            )
+    return Data(*splits, names)
+
+
+def is_class_name(name):
+    """Whether this can be the name of a class, which is printed and drawn."""
+    return isinstance(name, str) and name.isprintable() and len(name) <= 255
 
 
 def _to_float(source, x):
@@ -448,7 +462,8 @@ def _read_cached(path, files, image_size, color):
         the files that they are from.
     """
     relative = [(os.path.relpath(f, path), *rest) for f, *rest in files]
-    key = json.dumps([relative, image_size, color, LARGEST_PICTURE])
+    folder = os.path.abspath(path)
+    key = json.dumps([folder, relative, image_size, color, LARGEST_PICTURE])
     name = hashlib.sha256(key.encode()).hexdigest()[:24] + ".npz"
     cached = os.path.join(_keras_home(), "capsnet", name)
     try:
@@ -466,18 +481,17 @@ def _read_cached(path, files, image_size, color):
 def _write_cache(path, **arrays):
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            dir=os.path.dirname(path), suffix=".tmp", delete=False
-        ) as file:
+        with whole_file(path) as temporary, open(temporary, "wb") as file:
             np.savez(file, **arrays)
-        os.replace(file.name, path)
     except OSError as error:
         print(f"The pictures are not cached ({error}): the next start reads them again")
 
 
 def _read_pictures(path, files, image_size, color):
     """Read pictures to one array of one size, see `_read_cached`."""
-    pictures, readable = [], []
+    pictures, readable, values = [], [], 0
+    if image_size:
+        _check_memory(path, len(files) * math.prod(image_size) * 3)
     size = image_size and tuple(reversed(image_size))  # width and height, as Pillow's
     progress = keras.utils.Progbar(len(files), unit_name="picture")
     for index, (file, *_) in enumerate(files):
@@ -492,10 +506,13 @@ def _read_pictures(path, files, image_size, color):
                 f"\n{path}: pictures of several sizes, scaled to 32 x 32 (image_size)"
             )
             pictures = [other.resize(size) for other in pictures]
+            values = 0
         if size is not None and picture.size != size:
             picture = picture.resize(size)
         readable.append(index)
         pictures.append(picture)
+        values += math.prod(picture.size) * 3
+        _check_memory(path, values)
         if len(files) >= 1000 and index % 100 == 99:
             progress.update(index + 1)
     if not pictures:
@@ -505,6 +522,16 @@ def _read_pictures(path, files, image_size, color):
     mode = "L" if color == "gray" else "RGB"
     images = np.stack([np.asarray(picture.convert(mode)) for picture in pictures])
     return images.reshape(*images.shape[:3], -1), np.array(readable)
+
+
+def _check_memory(path, values):
+    """Refuse pictures that fill the memory, in colours, as bytes and as floats."""
+    needed, there = 8 * values, devices.machine_memory()
+    if there and needed > there:
+        raise ValueError(
+            f"{path}: the pictures need more than {there / 1e9:.1f} GB, which is all "
+            "that this machine has: a smaller --image_size helps"
+        )
 
 
 def _is_gray(picture):

@@ -123,6 +123,14 @@ def make_deterministic():
             os.environ["XLA_FLAGS"] = f"{flags} {more}"
 
 
+def machine_memory():
+    """Return the bytes of main memory that there are, or None where unknown."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
 def use_cpu(count):
     """Stay on the CPU, as `count` devices, to rehearse what is meant for GPUs.
 

@@ -12,6 +12,7 @@ References:
 
 import argparse
 import contextlib
+import math
 import os
 
 
@@ -186,11 +187,15 @@ def prepare(args):
 
     for name in (
         *("test_batch_size", "threads", "num_conv_out_channel", "num_primary_unit"),
-        *("num_classes", "output_unit_size"),
+        *("num_classes", "output_unit_size", "num_routing", "batch_size", "epochs"),
     ):
         if getattr(args, name) < 1:
             flag = name.replace("_", "-")
             raise ValueError(f"--{flag} {getattr(args, name)}: must be at least 1")
+    if not 0 <= args.regularization_scale < math.inf:
+        raise ValueError(
+            f"--regularization-scale {args.regularization_scale}: must be at least 0"
+        )
     if args.num_conv_in_channel not in (1, 3):
         raise ValueError(
             f"--num-conv-in-channel {args.num_conv_in_channel}: 1 (grey) or 3 (colour)"

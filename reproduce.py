@@ -224,8 +224,8 @@ def run(args, variant, seed, data):
     print(
         f"{variant}, recipe {args.recipe}, seed {seed}: {options.save_dir}", flush=True
     )
-    about = {"device": device(), "versions": versions()}
     train_model, eval_model = build(variant, options, data)
+    about = {"device": device(), "versions": versions()}
     seen = tuple(array[:HELD_OUT] for array in data.train)
     capsulenet.train(train_model, (data.train, seen), options)
     log = read_csv(os.path.join(options.save_dir, "log.csv"))
@@ -414,8 +414,8 @@ def parse(argv=None):
 
 def run_all(args):
     """Train and test what the table lacks; returns after a pause."""
-    add_rows(args.csv, [])  # tries that it can be written
     data = load(args)
+    add_rows(args.csv, [])  # tries that it can be written
     for seed in range(args.trials):
         for variant in args.variants:
             if is_finished(key(args, variant, seed), finished_runs(args.csv)):

@@ -237,9 +237,7 @@ def plot_dimensions(pairs, effects, names, path, most=30):
         for column in range(dim):
             axes = grid[row, column]
             image = np.concatenate(list(np.clip(pairs[row][column], 0, 1)), axis=1)
-            axes.imshow(
-                image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray"
-            )
+            axes.imshow(_shown(image), cmap="gray")
             axes.set_xticks([])
             axes.set_yticks([])
             strongest = np.argmax(np.abs(effects[row][column]))
@@ -295,9 +293,7 @@ def _draw_images(rows, titles, heading, path, width=10):
         axes.axis("off")
         if index < count:
             image = np.concatenate([np.clip(row[index], 0, 1) for row in rows])
-            axes.imshow(
-                image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray"
-            )
+            axes.imshow(_shown(image), cmap="gray")
             axes.set_title(titles[index], fontsize=8, parse_math=False)
     figure.suptitle(heading, fontsize=9)
     figure.tight_layout()
@@ -311,7 +307,7 @@ def save_image(image, path):
         image: array `(rows, columns)` or `(rows, columns, channels)`, in [0, 1].
         path: str. The file to write; its ending tells the format.
     """
-    pixels = np.round(image * 255).astype("uint8")
+    pixels = np.round(_shown(image) * 255).astype("uint8")
     with whole_file(path) as temporary:
         Image.fromarray(pixels).save(temporary)
     if _can_show():
@@ -319,6 +315,13 @@ def save_image(image, path):
         plt.imshow(pixels, cmap="gray")
         plt.axis("off")
         plt.show(block=False)
+
+
+def _shown(image):
+    """Return what a picture can show of an image: three channels, or else the first."""
+    if image.ndim == 2:
+        return image
+    return image[..., :3] if image.shape[-1] >= 3 else image[..., 0]
 
 
 def _save(figure, path):

@@ -46,7 +46,7 @@ def accuracies(seed, steps, sigma):
     capsulenet.compile_model(model, args)
     found = []
     for step in range(max(steps)):
-        model.train_on_batch(*batches[step])
+        model.train_on_batch(*batches[step % len(batches)])
         if step + 1 in steps:
             lengths, _ = capsulenet.predict_in_batches(evaluation, [x[-HELD_OUT:]])
             right = lengths.argmax(1) == y[-HELD_OUT:].argmax(1)

@@ -282,6 +282,7 @@ CONVOLUTIONS = [
     (9, 9, 2, 9, 2, "valid"),  # one pixel remains
     (10, 10, 2, 5, 1, "valid"),  # six points a side: roots of unity alone
     (9, 9, 2, 2, 3, "valid"),  # stride beyond the kernel
+    (60, 60, 1, 30, 1, "valid"),  # the largest transform
 ]
 
 
@@ -328,6 +329,14 @@ def test_the_form_is_chosen_as_well_where_the_model_is_built_late():
     model.compile("sgd", "mse")
     model.fit(array(2, 20, 20, 64), array(2, 6, 6, 64), verbose=0)
     assert model.layers[0].form == "spectral"
+
+
+def test_kernels_beyond_the_precision_of_a_transform_are_left_to_others():
+    layer = SpectralConv2D(64, 41, conv="auto")
+    layer.build((None, 80, 80, 64))
+    assert layer.form != "spectral"
+    with pytest.raises(ValueError, match="takes no kernels of .41, 41."):
+        SpectralConv2D(64, 41, conv="spectral").build((None, 80, 80, 64))
 
 
 def test_what_the_other_forms_do_not_cover_is_direct_or_refused():

@@ -12,6 +12,7 @@ from PIL import Image
 
 import capsulenet
 import checkpoints
+import devices
 from capsulenet import (
     CapsNet,
     MarginLoss,
@@ -647,8 +648,27 @@ def test_a_step_that_exceeds_the_machine_is_warned_of(monkeypatch):
     model.compile(loss="mse")
     sizes = [capsulenet.step_memory(model, batch) for batch in (10, 1000, 2000)]
     assert sizes[0] < sizes[1] and sizes[2] > 1.5 * sizes[1]
-    monkeypatch.setattr(capsulenet, "machine_memory", lambda: 10**9)
+    monkeypatch.setattr(devices, "machine_memory", lambda: 10**9)
     assert "Warning" not in capsulenet.describe(model, 10)
-    monkeypatch.setattr(capsulenet, "machine_memory", lambda: 10**5)
+    monkeypatch.setattr(devices, "machine_memory", lambda: 10**5)
     text = capsulenet.describe(model, 10)
     assert "--batch_size" in text and "parameters" in text
+
+
+def test_weights_that_exceed_the_machine_are_refused(squares, monkeypatch, capsys):
+    monkeypatch.setattr(devices, "machine_memory", lambda: 10**5)
+    with pytest.raises(SystemExit):
+        capsulenet.main(["--dataset", squares])
+    assert "images of 17 x 17 pixels need 0 GB" in capsys.readouterr().err
+
+
+def test_the_routings_of_a_foreign_file_are_those_that_are_asked_for(tmp_path):
+    path = str(tmp_path / "a.weights.h5")
+    capsulenet.CapsNet((17, 17, 1), 2, 1, filters=8)[0].save_weights(path)
+    (model, _, _), _ = capsulenet.load_model(path, routings=1)
+    assert model.get_layer("digitcaps").routings == 1
+
+
+def test_prediction_needs_images():
+    with pytest.raises(ValueError, match="no images"):
+        capsulenet.predict(small_capsnet()[1], np.zeros((0, 12, 12, 1)))

@@ -7,7 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import run_script
+from conftest import ROOT, run_script
 from PIL import Image
 
 import capsulenet
@@ -132,7 +132,8 @@ def foreign(foreign_files, tmp_path):
         ("--no_such_flag", "--no_such_flag"),
         ("--save_dir file/dir", "--save_dir file/dir: can't be written"),
         ("--dataset nowhere.npz", "nowhere.npz: no such file or folder"),
-        ("--image_size 3x4x5", "invalid _image_size value"),
+        ("--image_size 3x4x5", "'3x4x5' is neither SIDE nor HEIGHTxWIDTH"),
+        ("--image_size big", "'big' is neither SIDE nor HEIGHTxWIDTH"),
         ("--test_share 1", "--test_share 1.0: must be above 0 and below 1"),
         ("--dataset .", "needs a sub-folder of pictures for each of two classes"),
         ("--predict file", "--predict: needs weights"),
@@ -142,6 +143,10 @@ def foreign(foreign_files, tmp_path):
         ("-t -w .", "Is a directory"),
         ("-t -w foreign.h5", "foreign.h5: not a readable weights file"),
         ("-t -w truncated.h5", "truncated.h5: not a readable weights file"),
+        (
+            f"-t -r 1 -w {ROOT}/result/trained_model.h5",
+            "trained_model.h5 was trained with --routings 3",
+        ),
         ("-t -w eight.h5", "'digitcaps' has shapes [(10, 1152, 8, 8)]"),
     ],
 )

@@ -258,6 +258,45 @@ def test_the_second_start_reads_no_picture_until_one_changes(tmp_path, monkeypat
     assert len(count) == 21
 
 
+def test_two_folders_that_look_alike_are_not_taken_for_each_other(tmp_path):
+    for shade, name in enumerate("ab"):
+        path = save_pictures(tmp_path / name, n=2, ending="bmp")
+        for file in datasets.pictures_under(path):
+            Image.new("L", (5, 6), 100 * shade).save(file)
+            os.utime(file, (1, 1))
+        data = datasets.load(path)
+        assert (data.train[0] == np.float32(100 * shade / 255)).all()
+
+
+def test_a_cache_that_can_not_be_written_leaves_nothing(tmp_path, monkeypatch, capsys):
+    def half(file, **arrays):
+        file.write(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(np, "savez", half)
+    datasets.load(save_pictures(tmp_path / "a"))
+    assert "not cached (disk full)" in capsys.readouterr().out
+    assert os.listdir(os.path.join(os.environ["KERAS_HOME"], "capsnet")) == []
+
+
+@pytest.mark.parametrize("image_size", [None, [6, 5]])
+def test_pictures_that_would_fill_the_memory_are_refused(
+    tmp_path, monkeypatch, image_size
+):
+    path = save_pictures(tmp_path / "a")  # 10 x 30 pixels
+    monkeypatch.setattr(datasets.devices, "machine_memory", lambda: 7000)
+    with pytest.raises(ValueError, match="a smaller --image_size"):
+        datasets.load(path, image_size)
+    monkeypatch.setattr(datasets.devices, "machine_memory", lambda: 7200)
+    assert datasets.load(path, image_size).train[0].shape[1:3] == (6, 5)
+
+
+def test_names_of_classes_that_can_not_be_printed_are_refused(tmp_path):
+    path = save_pictures(tmp_path / "a", ("ape", "b\tee"))
+    with pytest.raises(ValueError, match=r"'b\\tee': a name has"):
+        datasets.load(path)
+
+
 @pytest.mark.parametrize(
     "names, message",
     [

@@ -397,7 +397,10 @@ def test_capsules_of_length_zero_are_warned_of(tmp_path, monkeypatch, capsys, de
     if dead:
         layer = model.get_layer("digitcaps")
         layer.set_weights([np.zeros_like(layer.get_weights()[0])])
+    sizes, predict = [], model.predict_on_batch
+    model.predict_on_batch = lambda x: (sizes.append(len(x[0])), predict(x))[1]
     train(model, small_data(), options(tmp_path, seed=0, epochs=2))
+    assert sum(sizes) == 50 and max(sizes) == 10  # no more at once than in a step
     printed = capsys.readouterr().out
     assert printed.count("after 8 steps the capsules of 3 of 3 classes") == dead
     assert ("TruncatedNormal" in printed) == dead

@@ -1,13 +1,17 @@
 """The command line of the PyTorch CapsNet, as a user runs it."""
 
+import argparse
 import os
 import pickle
 
 import numpy as np
 import pytest
-from conftest import run_script
+from conftest import run_script, small_capsnet, small_data
 
+import callbacks
 import capsulenet
+import datasets
+import devices
 import main
 
 
@@ -132,6 +136,29 @@ def test_pictures_reach_tensorboard(tmp_path, digits, backend):
     assert b"original" in written and b"reconstructed" in written
 
 
+def test_several_devices_draw_no_pictures(tmp_path, monkeypatch):
+    args = argparse.Namespace(draw_reconstructions=True, save_dir=str(tmp_path), seed=0)
+    args = capsulenet._with_defaults(args)
+    (x, y), _ = small_data()
+    kinds = []
+    for count in (1, 2):
+        monkeypatch.setattr(devices, "replicas", lambda count=count: count)
+        batches = datasets.TrainingBatches(x, y, 10)
+        used = capsulenet._callbacks(small_capsnet()[0], args, batches, None, x)
+        kinds.append([type(callback).__name__ for callback in used])
+    assert "Reconstructions" in kinds[0] and "Reconstructions" not in kinds[1]
+
+
+def test_lines_come_too_where_steps_are_taken_several_at_once(capsys):
+    log = callbacks.BatchLog(10)
+    for _ in range(2):
+        log.on_epoch_begin(0)
+        for step in (4, 7, 23, 46, 49):
+            log.on_train_batch_end(step - 1, {"loss": 0.5})
+    lines = [line for line in capsys.readouterr().out.splitlines() if line]
+    assert lines == 2 * ["Batch 23: loss 0.5000", "Batch 46: loss 0.5000"]
+
+
 def test_cifar10_is_trained_from_its_own_format(tmp_path, cifar_home):
     done = run(
         "--dataset cifar10 --num-conv-in-channel 3 --input-width 32 --input-height 32 "
@@ -165,7 +192,9 @@ def test_a_network_without_decoder(tmp_path, digits):
         ("--num-conv-in-channel 2", "1 (grey) or 3 (colour)"),
         ("--input-width 12", "at least 17 x 17 pixels"),
         ("--use-reconstruction-loss maybe", "'maybe' is not one of"),
-        ("--num-routing 0", "--routings 0: must be at least 1"),
+        ("--num-routing 0", "--num-routing 0: must be at least 1"),
+        ("--batch-size 0", "--batch-size 0: must be at least 1"),
+        ("--regularization-scale -1", "--regularization-scale -1.0: must be at least"),
         ("--threads 0", "--threads 0: must be at least 1"),
         ("--num-conv-out-channel 0", "--num-conv-out-channel 0: must be at least 1"),
         ("--output-unit-size 0", "--output-unit-size 0: must be at least 1"),

@@ -115,6 +115,7 @@ def test_the_variants_are_those_of_the_paper_and_take_more_flags():
         ("--trials 0", "--trials 0: must be at least 1"),
         ("--images -1", "--images -1: must be at least 0"),
         ("--bogus 1", "unrecognized arguments: --bogus 1"),
+        ("--dataset nowhere", "nowhere: no such file or folder"),
         ("--table --csv other.csv", "other.csv: no column variant"),
         ("--csv file/table.csv", "file: File exists"),
     ],

@@ -94,6 +94,22 @@ def test_confusion_and_mistakes_are_drawn(tmp_path):
     assert colours(tmp_path / "mistakes-70.png")[0][1] > 500
 
 
+@pytest.mark.parametrize("channels, shown", [(2, 1), (3, 3), (5, 3)])
+def test_of_other_channels_than_grey_or_colours_the_first_are_drawn(
+    tmp_path, channels, shown
+):
+    image = np.random.random((8, 8, channels))
+    utils.save_image(image, tmp_path / "image.png")
+    with Image.open(tmp_path / "image.png") as picture:
+        pixels = np.asarray(picture).reshape(8, 8, -1)
+    assert pixels.shape[2] == shown
+    np.testing.assert_allclose(pixels / 255, image[..., :shown], atol=0.5 / 255 + 1e-6)
+    zeros = np.zeros(1, int)
+    path = tmp_path / "mistakes.png"
+    utils.plot_mistakes(image[None], zeros, zeros + 1, ["ape", "bee"], path)
+    assert path.exists()
+
+
 def test_strokes_are_measured_in_pixels():
     def measured(image):
         values = utils.measure_strokes(np.asarray(image, "float32")[..., None])
