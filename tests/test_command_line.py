@@ -23,6 +23,22 @@ def run(*args, cwd, backend=None, **environment):
     return run_script("capsulenet.py", *args, cwd=cwd, **environment)
 
 
+@pytest.fixture
+def call(tmp_path, monkeypatch, capsys):
+    """`python capsulenet.py` without a process of its own, which costs seconds.
+
+    Gives a function that returns what was printed, on stdout and stderr.
+    """
+
+    def call(*args):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("KERAS_HOME", str(tmp_path / "home"))
+        capsulenet.main(list(map(str, args)))
+        return capsys.readouterr()
+
+    return call
+
+
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory):
     """A little of MNIST, three classes cut to 20 x 20 pixels, as an .npz file."""
@@ -41,7 +57,7 @@ def digits(tmp_path_factory):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_train_then_test(tmp_path, digits, backend):
+def test_train_then_test(tmp_path, digits, backend, call):
     common = ["--dataset", digits, "--save-dir", "out", "--seed", 3]
     done = run(
         *common,
@@ -61,9 +77,8 @@ def test_train_then_test(tmp_path, digits, backend):
     weights = os.path.join("out", "trained_model.h5")
     digits = [0, 1, 2] if backend == "tensorflow" else [2]
     digit = "all" if len(digits) > 1 else 2
-    done = run(*common, "-t", "-w", weights, "-r2", "--digit", digit, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    accuracy = float(done.stdout.split("Test acc: ")[1].split()[0])
+    printed = call(*common, "-t", "-w", weights, "-r2", "--digit", digit)
+    accuracy = float(printed.out.split("Test acc: ")[1].split()[0])
     assert accuracy == pytest.approx(float(log[2].split(",")[7]), abs=1e-4)
     with Image.open(out / "real_and_recon.png") as picture:
         assert picture.size == (10 * 20, 10 * 20)
@@ -194,7 +209,7 @@ def test_defaults_are_those_of_capsnet_keras():
 # Your own pictures -------------------------------------------------------------------
 
 
-def test_a_folder_of_digits_from_training_to_prediction(tmp_path):
+def test_a_folder_of_digits_from_training_to_prediction(tmp_path, call):
     (x, y), _ = capsulenet.load_mnist()
     for digit, name in enumerate(("zero", "one", "two")):
         (tmp_path / "digits" / name).mkdir(parents=True)
@@ -202,15 +217,12 @@ def test_a_folder_of_digits_from_training_to_prediction(tmp_path):
             picture = Image.fromarray((x[i, 4:24, 4:24, 0] * 255).astype("uint8"))
             picture.save(tmp_path / "digits" / name / f"{i}.png")
     (tmp_path / "digits" / "two" / "broken.png").write_bytes(b"not a picture")
-    home = {"KERAS_HOME": str(tmp_path / "home")}
     flags = ("--dataset", "digits", "--save_dir", "out", "--seed", 1, "--routings", 2)
-    done = run(*flags, "--epochs", 5, "--batch_size", 12, cwd=tmp_path, **home)
-    assert done.returncode == 0, done.stderr
-    assert "1 of 181 pictures are not readable" in done.stdout
+    printed = call(*flags, "--epochs", 5, "--batch_size", 12)
+    assert "1 of 181 pictures are not readable" in printed.out
     weights = os.path.join("out", "trained_model.h5")
-    done = run(*flags, "-t", "-w", weights, cwd=tmp_path, **home)
-    assert done.returncode == 0, done.stderr
-    assert float(done.stdout.split("Test acc: ")[1].split()[0]) > 0.9
+    printed = call(*flags, "-t", "-w", weights)
+    assert float(printed.out.split("Test acc: ")[1].split()[0]) > 0.9
     assert {"confusion.png", "mistakes.png"} <= set(os.listdir(tmp_path / "out"))
 
     first = sorted((tmp_path / "digits" / "one").iterdir())[:2]
@@ -229,11 +241,11 @@ def test_a_folder_of_digits_from_training_to_prediction(tmp_path):
     assert np.mean(right) > 0.9
     assert len(lines[0]["lengths"]) == 3
     assert (tmp_path / "seen" / "predictions.png").exists()
-    done = run("--predict", *first, "-w", weights, cwd=tmp_path)
-    assert done.stdout.count("one ") >= 2 and str(first[0]) in done.stdout
+    printed = call("--predict", *first, "-w", weights)
+    assert printed.out.count("one ") >= 2 and str(first[0]) in printed.out
 
 
-def test_colour_pictures_of_three_classes(tmp_path):
+def test_colour_pictures_of_three_classes(tmp_path, call):
     rng = np.random.default_rng(0)
     for channel, name in enumerate(("red", "green", "blue")):
         (tmp_path / "squares" / name).mkdir(parents=True)
@@ -241,26 +253,18 @@ def test_colour_pictures_of_three_classes(tmp_path):
             picture = rng.integers(0, 90, (64, 64, 3), "uint8")
             picture[20:44, 20:44, channel] += 150
             Image.fromarray(picture).save(tmp_path / "squares" / name / f"{i}.jpg")
-    home = {"KERAS_HOME": str(tmp_path / "home")}
     common = ("--dataset", "squares", "--save_dir", "out", "--batch_size", 4)
-    done = run(*(*common, "--epochs", 1, "-r1"), cwd=tmp_path, **home)
-    assert done.returncode == 0, done.stderr
-    assert "18432 primary capsules" in done.stdout
-    done = run(
-        *(*common, "-t", "-r1", "-w", "out/trained_model.h5"), cwd=tmp_path, **home
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Test acc: " in done.stdout
-    done = run(
-        *("--predict", "squares", "-w", "out/trained_model.h5", "--json"), cwd=tmp_path
-    )
-    assert done.returncode == 0, done.stderr
-    lines = [json.loads(line) for line in done.stdout.splitlines() if line[0] == "{"]
+    printed = call(*common, "--epochs", 1, "-r1")
+    assert "18432 primary capsules" in printed.out
+    printed = call(*common, "-t", "-r1", "-w", "out/trained_model.h5")
+    assert "Test acc: " in printed.out
+    printed = call("--predict", "squares", "-w", "out/trained_model.h5", "--json")
+    lines = [json.loads(line) for line in printed.out.splitlines() if line[0] == "{"]
     assert len(lines) == 24
     assert set(lines[0]["lengths"]) == {"red", "green", "blue"}
 
 
-def test_a_damaged_picture_among_a_thousand_costs_a_line(tmp_path):
+def test_a_damaged_picture_among_a_thousand_costs_a_line(tmp_path, call):
     rng = np.random.default_rng(0)
     for label, name in enumerate(("dark", "light")):
         (tmp_path / "shades" / name).mkdir(parents=True)
@@ -269,12 +273,8 @@ def test_a_damaged_picture_among_a_thousand_costs_a_line(tmp_path):
             Image.fromarray(picture).save(tmp_path / "shades" / name / f"{i}.png")
     broken = tmp_path / "shades" / "light" / "77.png"
     broken.write_bytes(broken.read_bytes()[:100])
-    done = run(
-        *("--dataset", "shades", "--save_dir", "out", "--epochs", 1, "-r1"),
-        cwd=tmp_path,
-        KERAS_HOME=str(tmp_path / "home"),
-    )
-    assert done.returncode == 0, done.stderr
-    assert f"Left out: {os.path.join('shades', 'light', '77.png')}" in done.stdout
-    assert "1 of 1000 pictures are not readable" in done.stdout
+    flags = ("--dataset", "shades", "--save_dir", "out", "--epochs", 1, "-r1")
+    printed = call(*flags, "--batch_size", 200).out
+    assert f"Left out: {os.path.join('shades', 'light', '77.png')}" in printed
+    assert "1 of 1000 pictures are not readable" in printed
     assert (tmp_path / "out" / "trained_model.h5").exists()
