@@ -349,6 +349,8 @@ def _fit(model, data, args, watching):
         with_images=with_images,
         workers=_workers(args.threads),
         shifts=args.shifts,
+        rotation=args.rotation,
+        zoom=args.zoom,
         **shared,
     )
     compile_model(model, args, len(batches))
@@ -1084,6 +1086,18 @@ def build_parser():
         help="they move by whole pixels, or by parts of one as well",
     )
     add(
+        "--rotation",
+        default=0.0,
+        type=float,
+        help="training images turn by up to so many degrees, in either direction",
+    )
+    add(
+        "--zoom",
+        default=0.0,
+        type=float,
+        help="training images shrink or grow by up to this fraction of their size",
+    )
+    add(
         "--ema",
         default=0.0,
         type=float,
@@ -1217,6 +1231,8 @@ def check_options(args, n_class=None):
         ("lam_recon", 0 <= args.lam_recon < math.inf, "at least 0"),
         ("routings", args.routings >= 1, "at least 1"),
         ("shift_fraction", 0 <= args.shift_fraction < 1, "at least 0 and below 1"),
+        ("rotation", 0 <= args.rotation <= 180, "0 to 180 degrees"),
+        ("zoom", 0 <= args.zoom < 1, "at least 0 and below 1"),
         ("test_share", 0 < args.test_share < 1, "above 0 and below 1"),
         ("ema", 0 <= args.ema < 1, "at least 0 and below 1"),
         ("pause_after", args.pause_after >= 0, "at least 0"),

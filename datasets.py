@@ -595,41 +595,85 @@ def fit_picture(picture, shape, like_mnist=False, invert=True):
 # Shifts and batches ------------------------------------------------------------------
 
 
-def shift_images(images, shifts, xp=np, parts=None):
-    """Move each image; what moves in is zero.
+def shift_images(images, shifts, xp=np):
+    """Move each image by whole pixels; what moves in is zero.
 
     Args:
         images: array of shape `(n, height, width, channels)`.
         shifts: integer array of shape `(n, 2)`: pixels down and pixels to the right.
         xp: the module to compute with, `numpy` or `keras.ops`. Defaults to `numpy`.
-        parts: float array of shape `(n, 2)`, in [0, 1), optional. Parts of a pixel on
-            top of `shifts`, by linear interpolation.
 
     Returns:
         An array of the shape of `images`.
     """
-    if parts is not None:
-        moved = 0
-        down, right = parts[:, 0, None, None, None], parts[:, 1, None, None, None]
-        for i, share_down in enumerate((1 - down, down)):
-            for j, share_right in enumerate((1 - right, right)):
-                whole = shift_images(images, xp.add(shifts, (i, j)), xp)
-                moved = moved + share_down * share_right * whole
-        return moved
+    rows = xp.arange(images.shape[1]) - shifts[:, :1]  # where a row comes from
+    columns = xp.arange(images.shape[2]) - shifts[:, 1:]
+    return _pixels_at(images, rows[:, :, None], columns[:, None, :], xp)
+
+
+def transform_images(images, transforms, xp=np):
+    """Transform each image, by linear interpolation; what comes from outside is zero.
+
+    Args:
+        images: array of shape `(n, height, width, channels)`.
+        transforms: float array of shape `(n, 2, 3)`. Its product with a pixel's
+            `(row, column, 1)`, counted from the middle of the image, is the place that
+            the pixel comes from, counted likewise; see `inverse_transforms`.
+        xp: see `shift_images`. Defaults to `numpy`.
+
+    Returns:
+        An array of the shape of `images`.
+    """
     n, height, width, channels = images.shape
-    rows = xp.arange(height) - shifts[:, :1]  # where a row comes from, (n, height)
-    columns = xp.arange(width) - shifts[:, 1:]
-    inside = xp.logical_and(
-        xp.logical_and(rows >= 0, rows < height)[:, :, None],
-        xp.logical_and(columns >= 0, columns < width)[:, None, :],
+    middle = np.array([[(height - 1) / 2], [(width - 1) / 2]], "float32")
+    rows, columns = np.indices((height, width), "float32").reshape(2, -1) - middle
+    places = (  # (n, 2, height * width); no matrix product, which may round more
+        transforms[:, :, :1] * rows
+        + transforms[:, :, 1:2] * columns
+        + transforms[:, :, 2:]
+        + middle
     )
-    source = (
-        xp.arange(n)[:, None, None] * (height * width)
-        + xp.clip(rows, 0, height - 1)[:, :, None] * width
-        + xp.clip(columns, 0, width - 1)[:, None, :]
-    )  # (n, height, width)
-    moved = xp.take(xp.reshape(images, (-1, channels)), source, axis=0)
-    return xp.where(inside[..., None], moved, xp.zeros_like(moved))
+    corners = xp.floor(places)
+    parts = (places - corners)[..., None]
+    corners = xp.array(corners, dtype="int32")
+    moved = 0
+    for i, down in enumerate((1 - parts[:, 0], parts[:, 0])):
+        for j, right in enumerate((1 - parts[:, 1], parts[:, 1])):
+            corner = _pixels_at(images, corners[:, 0] + i, corners[:, 1] + j, xp)
+            moved = moved + down * right * corner
+    return xp.reshape(moved, (n, height, width, channels))
+
+
+def inverse_transforms(shifts, angles, scales):
+    """Return what `transform_images` takes, for images turned, scaled, then moved.
+
+    Args:
+        shifts: array of shape `(n, 2)`: pixels down and pixels to the right.
+        angles: array of shape `(n,)`: degrees, anticlockwise.
+        scales: array of shape `(n,)`: factors on the size.
+
+    Returns:
+        A float32 array of shape `(n, 2, 3)`.
+    """
+    cosine, sine = np.cos(np.radians(angles)), np.sin(np.radians(angles))
+    turn = np.array([[cosine, sine], [-sine, cosine]]) / scales  # (2, 2, n)
+    turn = np.moveaxis(turn, 2, 0)
+    origin = -turn @ np.asarray(shifts)[:, :, None]
+    return np.concatenate([turn, origin], axis=2).astype("float32")
+
+
+def _pixels_at(images, rows, columns, xp):
+    """The pixels at whole places, one row and column for each; zero outside."""
+    n, height, width, channels = images.shape
+    inside = xp.logical_and(
+        xp.logical_and(rows >= 0, rows < height),
+        xp.logical_and(columns >= 0, columns < width),
+    )
+    source = xp.clip(rows, 0, height - 1) * width + xp.clip(columns, 0, width - 1)
+    first = xp.arange(n) * (height * width)  # of each image
+    source = source + xp.reshape(first, (n,) + (1,) * (len(source.shape) - 1))
+    pixels = xp.take(xp.reshape(images, (-1, channels)), source, axis=0)
+    return xp.where(inside[..., None], pixels, xp.zeros_like(pixels))
 
 
 def _batch_size(batch_size, n, devices):
@@ -650,12 +694,12 @@ SHIFTS = ("whole", "interpolated")
 
 
 class TrainingBatches(keras.utils.PyDataset):
-    """Shuffled, randomly shifted batches `((x, y), (y, x))` for the training model.
+    """Shuffled, randomly changed batches `((x, y), (y, x))` for the training model.
 
-    Each epoch has a fresh order and fresh shifts, which follow from the seed and the
-    number of the epoch alone. The reconstruction target is the shifted image. Every
-    batch has the same size, so that nothing is compiled twice: the last one of an epoch
-    is filled up with images from the epoch's beginning.
+    Each epoch has a fresh order and fresh shifts, rotations and scales, which follow
+    from the seed and the number of the epoch alone. The reconstruction target is the
+    changed image. Every batch has the same size, so that nothing is compiled twice: the
+    last one of an epoch is filled up with images from the epoch's beginning.
 
     On an accelerator (JAX and PyTorch) the images are moved to the device once and the
     batches are put together there.
@@ -677,6 +721,10 @@ class TrainingBatches(keras.utils.PyDataset):
             batch, for host `i` of `n`. Defaults to `(0, 1)`.
         shifts: `"whole"` rounds the reach of the shifts down to whole pixels, and
             `"interpolated"` moves by parts of a pixel as well. Defaults to `"whole"`.
+        rotation: float in [0, 180]. Images turn by at most so many degrees in either
+            direction, before they move. Defaults to 0.
+        zoom: float in [0, 1). They shrink or grow by at most this fraction of their
+            size. Defaults to 0.
     """
 
     def __init__(
@@ -692,6 +740,8 @@ class TrainingBatches(keras.utils.PyDataset):
         devices=1,
         share=(0, 1),
         shifts="whole",
+        rotation=0.0,
+        zoom=0.0,
     ):
         super().__init__(workers=workers)
         self.with_images = with_images
@@ -701,26 +751,30 @@ class TrainingBatches(keras.utils.PyDataset):
         self.batch_size = _batch_size(batch_size, len(x), devices)
         self.share = share
         self.reach = [side * shift_fraction for side in x.shape[1:3]]
-        self.interpolated = shifts == "interpolated"
-        if not self.interpolated:
+        self.rotation, self.zoom = rotation, zoom
+        self.whole = shifts == "whole"
+        if self.whole:
             # The small surplus keeps 0.29 * 100 from becoming 28 pixels.
             self.reach = [int(reach + 1e-6) for reach in self.reach]
         self.seed = seed
         self.draw(epoch=0)
 
     def draw(self, epoch):
-        """Draw the order and the shifts of an epoch, to be called where it begins."""
+        """Draw the order and the changes of an epoch, to be called where it begins."""
         rng = np.random.default_rng((self.seed, epoch))
         order = rng.permutation(len(self.x)).astype("int32")
         self.order = np.resize(order, len(self) * self.batch_size)
         n = len(self.order)
-        if self.interpolated:
-            exact = np.stack([rng.uniform(-r, r, n) for r in self.reach], 1)
-            self.shifts = np.floor(exact).astype("int32")
-            self.parts = (exact - self.shifts).astype("float32")
+        if self.whole:
+            shifts = [rng.integers(-r, r + 1, n, "int32") for r in self.reach]
         else:
-            whole = [rng.integers(-r, r + 1, n, "int32") for r in self.reach]
-            self.shifts, self.parts = np.stack(whole, 1), None
+            shifts = [rng.uniform(-r, r, n) for r in self.reach]
+        self.move, self.moves = shift_images, np.stack(shifts, 1)
+        if not self.whole or self.rotation or self.zoom:
+            angles = rng.uniform(-self.rotation, self.rotation, n)
+            scales = rng.uniform(1 - self.zoom, 1 + self.zoom, n)
+            self.move = transform_images
+            self.moves = inverse_transforms(self.moves, angles, scales)
 
     def __len__(self):
         """Return the number of batches an epoch."""
@@ -732,9 +786,8 @@ class TrainingBatches(keras.utils.PyDataset):
         order = self.placed(self.order[span])
         x = self.xp.take(self.x, order, axis=0)
         y = self.xp.take(self.y, order, axis=0)
-        if any(self.reach):
-            parts = None if self.parts is None else self.placed(self.parts[span])
-            x = shift_images(x, self.placed(self.shifts[span]), self.xp, parts)
+        if any(self.reach) or self.rotation or self.zoom:
+            x = self.move(x, self.placed(self.moves[span]), self.xp)
         return ((x, y), (y, x)) if self.with_images else (x, y)
 
 

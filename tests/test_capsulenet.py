@@ -232,8 +232,12 @@ def without_seconds(log):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"threads": 4}, {"schedule": "cosine", "ema": 0.9}, {"optimizer": "lamb"}],
-    ids=["threads", "cosine and ema", "lamb"],
+    [
+        {"threads": 4, "rotation": 10.0, "zoom": 0.1},
+        {"schedule": "cosine", "ema": 0.9},
+        {"optimizer": "lamb"},
+    ],
+    ids=["threads and rotation", "cosine and ema", "lamb"],
 )
 def test_a_run_in_parts_ends_as_one_in_one_piece(tmp_path, changes):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -338,6 +342,8 @@ def test_a_classifier_without_capsules_is_trained_by_the_same_function(tmp_path)
         ("lr", -0.1, "--lr -0.1"),
         ("lr", float("nan"), "--lr nan"),
         ("shift_fraction", 1.5, "--shift_fraction 1.5"),
+        ("rotation", 181.0, "--rotation 181.0: must be 0 to 180 degrees"),
+        ("zoom", 1.0, "--zoom 1.0: must be at least 0 and below 1"),
         ("lam_recon", -1, "--lam_recon -1"),
     ],
 )

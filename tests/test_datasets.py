@@ -397,17 +397,73 @@ def test_shifts_move_whole_pixels_and_fill_with_zeros(xp):
     assert not moved[2].any()
 
 
+def transformed(x, shift=(0, 0), angle=0, scale=1, xp=np):
+    n = len(x)
+    shifts, angles, scales = (
+        np.tile(shift, (n, 1)),
+        np.full(n, angle),
+        np.full(n, scale),
+    )
+    transforms = datasets.inverse_transforms(shifts, angles, scales)
+    return keras.ops.convert_to_numpy(datasets.transform_images(x, transforms, xp))
+
+
 @pytest.mark.parametrize("xp", [np, keras.ops], ids=["numpy", "keras.ops"])
 def test_parts_of_a_pixel_are_interpolated(xp):
     x = images(2, 4, 5, 2) + 1
-    whole = np.array([[1, -2], [0, 0]], "int32")
-    parts = np.array([[0, 0], [0.25, 0.5]], "float32")
-    moved = keras.ops.convert_to_numpy(shift_images(x, whole, xp, parts))
-    np.testing.assert_allclose(moved[0], shift_images(x, whole)[0], rtol=1e-6)
-    framed = np.pad(x[1], [(1, 0), (1, 0), (0, 0)])
-    across = 0.5 * framed[:, 1:] + 0.5 * framed[:, :-1]
-    expected = 0.75 * across[1:] + 0.25 * across[:-1]
-    np.testing.assert_allclose(moved[1], expected, rtol=1e-5)
+    whole = transformed(x, (1, -2), xp=xp)
+    np.testing.assert_allclose(whole, shift_images(x, np.array([[1, -2]] * 2)))
+    framed = np.pad(x, [(0, 0), (1, 0), (1, 0), (0, 0)])
+    across = 0.5 * framed[:, :, 1:] + 0.5 * framed[:, :, :-1]
+    expected = 0.75 * across[:, 1:] + 0.25 * across[:, :-1]
+    moved = transformed(x, (0.25, 0.5), xp=xp)
+    np.testing.assert_allclose(moved, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("xp", [np, keras.ops], ids=["numpy", "keras.ops"])
+def test_images_turn_anticlockwise_about_their_middle(xp):
+    x = images(2, 5, 5, 2)
+    for turns in (1, 2, -1):
+        expected = np.rot90(x, turns, axes=(1, 2))
+        np.testing.assert_allclose(
+            transformed(x, angle=90 * turns, xp=xp), expected, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("angle, scale", [(0, 0.7), (0, 1.3), (10, 1), (-15, 0.9)])
+def test_turned_and_scaled_images_are_those_of_pillow(angle, scale):
+    smooth = np.random.random((1, 4, 4, 1)).astype("float32")
+    x = np.array(keras.ops.image.resize(smooth, (21, 20), "bicubic"))
+    middle = np.array([10, 10.5])  # of Pillow, which counts from a pixel's corner
+    inverse = datasets.inverse_transforms([[2, -1]], [angle], [scale])[0].astype(float)
+    (d, e, f), (a, b, c) = inverse[:, [1, 0, 2]]
+    c += middle[0] - a * middle[0] - b * middle[1]
+    f += middle[1] - d * middle[0] - e * middle[1]
+    expected = Image.fromarray(x[0, :, :, 0]).transform(
+        (20, 21), Image.Transform.AFFINE, (a, b, c, d, e, f), Image.Resampling.BILINEAR
+    )
+    moved = transformed(x, (2, -1), angle, scale)[0, :, :, 0]
+    inner = np.s_[7:-7, 7:-7]  # they treat the edge of the image differently
+    assert np.ptp(moved[inner]) > 0.1
+    np.testing.assert_allclose(moved[inner], np.array(expected)[inner], atol=1e-5)
+
+
+def test_rotations_and_zooms_have_every_size_up_to_the_limits():
+    rows, columns = np.indices((29, 29)) - 14
+    blot = np.exp(-(rows**2 + (columns - 8) ** 2) / 4)  # 8 pixels right of the middle
+    x = np.tile(blot.astype("float32")[..., None], (4000, 1, 1, 1))
+    batches = TrainingBatches(x, one_hot(4000), 4000, rotation=30, zoom=0.2)
+    (moved, _), (_, target) = batches[0]
+    np.testing.assert_array_equal(moved, target)
+    mass = moved.sum((1, 2, 3))
+    rows, columns = (moved.sum((k, 3)) @ (np.arange(29) - 14) / mass for k in (2, 1))
+    angles = np.degrees(np.arctan2(-rows, columns))
+    assert -30.1 < angles.min() < -29.5 and 29.5 < angles.max() < 30.1
+    lengths = np.hypot(rows, columns) / 8
+    assert 0.79 < lengths.min() < 0.81 and 1.19 < lengths.max() < 1.21
+    for values, limits in ((angles, (-30, 30)), (lengths, (0.8, 1.2))):
+        assert np.histogram(values, 5, limits)[0].min() > 4000 / 5 * 0.8
+    assert abs(np.corrcoef(angles, lengths)[0, 1]) < 0.1
 
 
 def test_interpolated_shifts_have_every_length_up_to_the_fraction():
@@ -471,15 +527,18 @@ def test_the_target_is_the_shifted_image_and_labels_stay_with_their_images():
         assert set(np.unique(image)) <= {0, label.argmax()}
 
 
-@pytest.mark.parametrize("shifts", datasets.SHIFTS)
-def test_batches_on_the_device_are_the_same(shifts):
+@pytest.mark.parametrize(
+    "changes", [{}, {"shifts": "interpolated"}, {"rotation": 20, "zoom": 0.3}]
+)
+def test_batches_on_the_device_are_the_same(changes):
     x, y = images(10), one_hot(10)
-    options = {"batch_size": 4, "shift_fraction": 0.4, "seed": 3, "shifts": shifts}
+    options = {"batch_size": 4, "shift_fraction": 0.4, "seed": 3, **changes}
     for index in range(3):
         host = TrainingBatches(x, y, **options)[index]
         device = TrainingBatches(x, y, on_device=True, **options)[index]
         for a, b in zip(keras.tree.flatten(host), keras.tree.flatten(device)):
-            np.testing.assert_array_equal(a, keras.ops.convert_to_numpy(b))
+            b = keras.ops.convert_to_numpy(b)
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 if changes else 0)
 
 
 @pytest.mark.parametrize("n, batch_size", [(10, 4), (12, 4), (3, 8)])
