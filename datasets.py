@@ -606,6 +606,7 @@ def shift_images(images, shifts, xp=np):
     Returns:
         An array of the shape of `images`.
     """
+    shifts = xp.array(shifts)
     rows = xp.arange(images.shape[1]) - shifts[:, :1]  # where a row comes from
     columns = xp.arange(images.shape[2]) - shifts[:, 1:]
     return _pixels_at(images, rows[:, :, None], columns[:, None, :], xp)
@@ -626,7 +627,8 @@ def transform_images(images, transforms, xp=np):
     """
     n, height, width, channels = images.shape
     middle = np.array([[(height - 1) / 2], [(width - 1) / 2]], "float32")
-    rows, columns = np.indices((height, width), "float32").reshape(2, -1) - middle
+    grid = np.indices((height, width), "float32").reshape(2, -1) - middle
+    transforms, middle, (rows, columns) = map(xp.array, (transforms, middle, grid))
     places = (  # (n, 2, height * width); no matrix product, which may round more
         transforms[:, :, :1] * rows
         + transforms[:, :, 1:2] * columns
