@@ -60,6 +60,10 @@ COLUMNS = (
 RECIPES = {
     "default": [],
     "cosine": ["--schedule", "cosine"],
+    "augmented": [
+        *("--schedule", "cosine", "--shifts", "interpolated"),
+        *("--rotation", "10", "--zoom", "0.1"),
+    ],
 }
 """Names for sets of flags of `capsulenet.py`; the number of epochs comes on top."""
 

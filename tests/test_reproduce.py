@@ -102,8 +102,13 @@ def test_the_variants_are_those_of_the_paper_and_take_more_flags():
     }
     flags = reproduce.key(args, "v4", 2)["options"]
     assert flags == "--lr 0.002 --no_routing_gradient --schedule cosine"
-    again = reproduce.parse(flags.split())
-    assert again.given == args.given
+
+
+@pytest.mark.parametrize("recipe", reproduce.RECIPES)
+def test_the_options_of_a_row_are_flags_that_repeat_its_run(recipe):
+    args = reproduce.parse(["--recipe", recipe, "--no_routing_gradient"])
+    again = reproduce.parse(reproduce.key(args, "v4", 0)["options"].split())
+    assert args.given and again.given == args.given
 
 
 @pytest.mark.parametrize(
