@@ -3,6 +3,7 @@
 import argparse
 import csv
 import os
+import signal
 import subprocess
 import sys
 
@@ -11,6 +12,9 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # PyTorch's threads would spin and wait
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
+# A command that a script puts in the background inherits that Ctrl-C is ignored, and the
+# program respects this: the tests must not depend on how they were started.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import keras
 import numpy as np
