@@ -69,7 +69,7 @@ RECIPES = {
 
 NOT_PASSED_ON = (
     *("lam_recon", "routings", "seed", "save_dir", "resume"),  # set here
-    *("testing", "digit", "weights", "predict", "json", "no_invert"),  # no training's
+    *("testing", "digit", "predict", "json", "no_invert"),  # no training's
 )
 """Flags of `capsulenet.py` that runs do not take."""
 
@@ -229,6 +229,8 @@ def run(args, variant, seed, data):
         f"{variant}, recipe {args.recipe}, seed {seed}: {options.save_dir}", flush=True
     )
     train_model, eval_model = build(variant, options, data)
+    if options.weights is not None:
+        checkpoints.load_weights(train_model, options.weights)
     about = {"device": device(), "versions": versions()}
     seen = tuple(array[:HELD_OUT] for array in data.train)
     capsulenet.train(train_model, (data.train, seen), options)

@@ -6,9 +6,11 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from conftest import ROOT
 
+import checkpoints
 import reproduce
 
 
@@ -78,6 +80,29 @@ def test_a_finished_run_is_skipped_and_a_paused_one_goes_on(tmp_path, squares):
     assert row["options"] == "--batch_size 20" and row["images"] == "20"
     assert (row["dataset"], row["split"]) == (squares, "test")
     assert float(row["error"]) == 100 * int(row["wrong"]) / 20
+
+
+def test_a_run_starts_from_the_weights_that_it_is_given(tmp_path, squares, monkeypatch):
+    flags = ["--dataset", squares, "--runs", str(tmp_path)]
+    data = reproduce.load(reproduce.parse(flags))
+    other_seed = reproduce.run_options(reproduce.parse(flags), "v1", 1)
+    first, _ = reproduce.build("v1", other_seed, data)
+    path = str(tmp_path / "first.h5")
+    checkpoints.save_weights(first, path)
+    args = reproduce.parse([*flags, "-w", path])
+    started = []
+
+    def train(model, data, options):
+        started.extend(model.get_weights())
+        os.makedirs(options.save_dir)
+        (tmp_path / options.save_dir / "log.csv").write_text("epoch\n")
+
+    monkeypatch.setattr(reproduce.capsulenet, "train", train)
+    reproduce.run(args, "v1", 0, data)
+    expected = first.get_weights()
+    assert len(started) == len(expected)
+    assert all(map(np.array_equal, started, expected))
+    assert reproduce.key(args, "v1", 0)["options"] == f"--weights {path}"
 
 
 def test_the_variants_are_those_of_the_paper_and_take_more_flags():
