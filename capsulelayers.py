@@ -579,37 +579,34 @@ def _total_input(u, W, V, routing_gradient):
         def transposed(x):
             return ops.transpose(x, (0, 2, 1))
 
-        def agreement(x):  # (J, B, O) -> (J, B, I)
-            x = ops.cast(x, low)
-            return _total(_float32(ops.matmul(x, W[d]) * u[d]) for d in dims)
-
-        c = _softmax_over_first(agreement(V))  # (J, B, I)
+        low_V = ops.cast(V, low)
+        b = _total(_float32(ops.matmul(low_V, W[d]) * u[d]) for d in dims)  # (J, B, I)
+        c = _softmax_over_first(b)
         low_c = ops.cast(c, low)
         s = _total(_float32(ops.matmul(low_c * u[d], transposed(W[d]))) for d in dims)
 
         def gradient(*args, upstream=None):
             ds = args[0] if upstream is None else upstream  # (J, B, O)
-            pairs = [(ops.cast(ds, low), low_c)]  # u_hat_ij's gradient: sum of x_j y_ij
-            if routing_gradient:
-                dc = agreement(ds)
-                db = c * (dc - _sum_over_first(c * dc))  # (J, B, I)
-                pairs.append((ops.cast(V, low), ops.cast(db, low)))
-            du, dW, dV = [], [], []
+            low_ds = ops.cast(ds, low)
+            du, dW, dc, dV = [], [], [], []
+            # The gradient of u_hat_ij is c_ij ds_j + db_ij V_j. What follows from the
+            # first term:
             for d in dims:
-                du.append(
-                    _sum_over_first(_total(ops.matmul(x, W[d]) * y for x, y in pairs))
-                )
-                weighted = [y * u[d] for _, y in pairs]
-                dW.append(
-                    _total(
-                        ops.matmul(transposed(x), yu)
-                        for (x, _), yu in zip(pairs, weighted)
-                    )
-                )
+                ds_W = ops.matmul(low_ds, W[d])
+                du.append(_sum_over_first(ds_W * low_c))
+                dW.append(ops.matmul(transposed(low_ds), low_c * u[d]))
                 if routing_gradient:
-                    dV.append(_float32(ops.matmul(weighted[1], transposed(W[d]))))
-            dV = _total(dV) if dV else ops.zeros_like(V)
-            return ops.stack(du), ops.stack(dW), dV
+                    dc.append(_float32(ds_W * u[d]))
+            if not routing_gradient:
+                return ops.stack(du), ops.stack(dW), ops.zeros_like(V)
+            dc = _total(dc)
+            db = ops.cast(c * (dc - _sum_over_first(c * dc)), low)  # (J, B, I)
+            for d in dims:  # and from the second
+                db_u = db * u[d]
+                du[d] = du[d] + _sum_over_first(ops.matmul(low_V, W[d]) * db)
+                dW[d] = dW[d] + ops.matmul(transposed(low_V), db_u)
+                dV.append(_float32(ops.matmul(db_u, transposed(W[d]))))
+            return ops.stack(du), ops.stack(dW), _total(dV)
 
         return s, gradient
 
