@@ -28,7 +28,7 @@ TESTS = [
 
 
 @pytest.mark.parametrize("backend", OTHERS)
-def test_other_backend(backend):
+def test_other_backend(backend, tmp_path):
     done = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-q", "-n0"),
@@ -39,8 +39,11 @@ def test_other_backend(backend):
         env={
             **os.environ,
             "KERAS_BACKEND": backend,
-            # Most of the time goes into compiling for JAX what runs once.
+            # Most of the time goes into compiling for JAX what runs once or is the same
+            # for several models.
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+            "JAX_COMPILATION_CACHE_DIR": str(tmp_path),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         },
         check=False,
         capture_output=True,
