@@ -64,6 +64,11 @@ RECIPES = {
         *("--schedule", "cosine", "--shifts", "interpolated"),
         *("--rotation", "10", "--zoom", "0.1"),
     ],
+    "averaged": [
+        *("--shifts", "interpolated", "--rotation", "10", "--zoom", "0.1"),
+        *("--lr_decay", "0.97", "--ema", "0.9995"),
+        *("--batch_size", "200", "--no_routing_gradient"),
+    ],
 }
 """Names for sets of flags of `capsulenet.py`; the number of epochs comes on top."""
 
