@@ -128,12 +128,13 @@ def plot_confusion(counts, names, path):
     figure = Figure(figsize=(side + 1, side))
     axes = figure.subplots()
     mistakes = np.where(np.eye(n, dtype=bool), 0, counts)
-    axes.imshow(mistakes, cmap="Reds", vmax=max(1, mistakes.max()))
+    most = max(1, mistakes.max())
+    axes.imshow(mistakes, cmap="Reds", vmax=most)
     if n <= 30:
+        style = {"ha": "center", "va": "center", "size": 8}
         for row, column in zip(*np.nonzero(counts)):
-            axes.text(
-                column, row, counts[row, column], ha="center", va="center", size=8
-            )
+            color = "white" if mistakes[row, column] > most / 2 else "black"
+            axes.text(column, row, counts[row, column], color=color, **style)
         axes.set_xticks(range(n), names, rotation=90, parse_math=False)
         axes.set_yticks(range(n), names, parse_math=False)
     axes.set_xlabel("predicted")

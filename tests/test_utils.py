@@ -82,10 +82,18 @@ def colours(path):
         return picture.size, len(np.unique(pixels, axis=0))
 
 
-def test_confusion_and_mistakes_are_drawn(tmp_path):
+def test_confusion_is_drawn_with_numbers_to_read(tmp_path, monkeypatch):
     counts = np.array([[5, 2], [0, 7]])
     utils.plot_confusion(counts, ["ape", "bee"], tmp_path / "confusion.png")
     assert colours(tmp_path / "confusion.png")[1] > 10
+    figures = []
+    monkeypatch.setattr(utils, "_save", lambda figure, path: figures.append(figure))
+    utils.plot_confusion(counts, ["ape", "bee"], tmp_path / "confusion.png")
+    texts = {t.get_text(): t.get_color() for t in figures[0].axes[0].texts}
+    assert texts == {"5": "black", "2": "white", "7": "black"}  # the 2 is on dark red
+
+
+def test_mistakes_are_drawn(tmp_path):
     for n in (0, 1, 70):
         images, zeros = np.random.random((n, 8, 8, 3)), np.zeros(n, int)
         path = tmp_path / f"mistakes-{n}.png"
