@@ -15,6 +15,7 @@ References:
         ICLR 2014. https://arxiv.org/abs/1312.5851
 """
 
+import contextlib
 import functools
 import math
 
@@ -41,27 +42,60 @@ _LARGEST_TRANSFORM = 40
 """Rows and columns of input that one transform takes, at most: with more, float32's
 rounding grows fast (a relative error of 1e-6 with 40, 2e-4 with 50)."""
 
+_MOST_PARTS = 16
+"""Dimensions of input capsules that are routed one by one, at most."""
+
 CONV_FORMS = ("auto", "direct", "spectral", "patches")
 
 
 def on_cpu():
-    """Whether new tensors are placed on a CPU, on any backend."""
-    return "cpu" in str(ops.convert_to_tensor(0.0).device).lower()
+    """Whether new tensors are placed on a CPU, on any backend.
+
+    Specific to the backend: where a graph is being traced, tensors of JAX and
+    TensorFlow do not tell, and one has to be made outside of it.
+    """
+    outside = contextlib.nullcontext()
+    if keras.backend.backend() == "jax":
+        import jax
+
+        outside = jax.ensure_compile_time_eval()
+    elif keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        outside = tf.init_scope()
+    with outside:
+        return "cpu" in str(ops.convert_to_tensor(0.0).device).lower()
 
 
-def _devices():
+def _devices(batch):
     """How many devices a batch is shared out to by `keras.distribution`.
 
     XLA sums gradients over the devices as soon as it can, be they larger than the
     weight's own or in many pieces. Where each device works with a copy of the weight,
-    along an axis of its own, there is one sum, that of the weight's gradient.
+    along an axis of its own, there is one sum, that of the weight's gradient. A batch
+    that the devices can't share equally is left to XLA.
     """
     distribution = keras.distribution.distribution()
-    return distribution.num_model_replicas if distribution else 1
+    devices = distribution.num_model_replicas if distribution else 1
+    return devices if batch is None or batch % devices == 0 else 1
 
 
-def _float32(x):
-    return ops.cast(x, "float32")
+def full_dtype(dtype=None):
+    """The type that is computed in where half precision does not do.
+
+    Args:
+        dtype: the type of the half or full precision. Defaults to that of Keras'
+            global policy.
+
+    Returns:
+        `"float32"`, or `"float64"` where `dtype` is that.
+    """
+    dtype = dtype or keras.config.dtype_policy().compute_dtype
+    return keras.backend.result_type(dtype, "float32")
+
+
+def _full(x):
+    return ops.cast(x, full_dtype(x.dtype))
 
 
 def _total(terms):
@@ -69,31 +103,47 @@ def _total(terms):
     return functools.reduce(ops.add, terms)
 
 
-def _squared_length(vectors, axis=-1, keepdims=False):
-    return ops.sum(ops.square(vectors), axis=axis, keepdims=keepdims)
+def _scaled(vectors, axis):
+    """Scale vectors so that the squares of their components do not overflow.
+
+    Returns:
+        `(scaled, scale)`: `vectors / scale`, whose components are at most 1, in at least
+        float32; and `scale`, at least 1. The gradient takes it for a constant, since
+        what is computed from both does not depend on it.
+    """
+    vectors = _full(vectors)
+    largest = ops.max(ops.abs(vectors), axis=axis, keepdims=True)
+    scale = ops.stop_gradient(ops.maximum(largest, 1.0))
+    return vectors / scale, scale
 
 
 def squash(vectors, axis=-1):
     """Shrink vectors to lengths below one, keeping their direction.
 
     `squash(s) = |s|^2 / (1 + |s|^2) * s / |s|` (Sabour et al. 2017, eq. 1). The zero
-    vector gives zero, in value and in gradient.
+    vector gives zero, in value and in gradient. Finite vectors of any length give
+    finite ones; half precision is computed in float32.
 
     Args:
         vectors: float tensor of any shape.
         axis: int. The axis that holds a vector's components. Defaults to -1.
 
     Returns:
-        A tensor of the shape of `vectors`.
+        A tensor of the shape and the dtype of `vectors`.
     """
     vectors = ops.convert_to_tensor(vectors)
-    squared = _squared_length(vectors, axis, keepdims=True)
-    return vectors * (squared / (1.0 + squared) / ops.sqrt(squared + EPSILON))
+    scaled, scale = _scaled(vectors, axis)
+    squared = ops.sum(ops.square(scaled), axis=axis, keepdims=True)
+    one = ops.square(1.0 / scale)
+    factor = squared / (one + squared) / ops.sqrt(squared + EPSILON * one)
+    return ops.cast(scaled * factor, vectors.dtype)
 
 
 @keras.saving.register_keras_serializable(package="capsnet")
 class Squash(keras.layers.Layer):
     """The function `squash` as a layer, over the last axis."""
+
+    supports_masking = True
 
     def call(self, inputs):
         """Squash `inputs`, a tensor of any shape."""
@@ -112,9 +162,15 @@ class Length(keras.layers.Layer):
     (Sabour et al. 2017, section 3).
     """
 
+    supports_masking = True
+
     def call(self, inputs):
         """Return the Euclidean length over the last axis of `inputs`."""
-        return ops.sqrt(_squared_length(inputs) + EPSILON)
+        scaled, scale = _scaled(inputs, -1)
+        squared = ops.sum(ops.square(scaled), axis=-1)
+        scale = ops.squeeze(scale, -1)
+        lengths = scale * ops.sqrt(squared + EPSILON * ops.square(1.0 / scale))
+        return ops.cast(lengths, inputs.dtype)
 
     def compute_output_shape(self, input_shape):
         """Return `input_shape` without its last axis."""
@@ -138,7 +194,8 @@ class Mask(keras.layers.Layer):
         else:
             capsules = inputs
             mask = ops.one_hot(
-                ops.argmax(_squared_length(capsules), axis=-1), capsules.shape[1]
+                ops.argmax(ops.sum(ops.square(_full(capsules)), axis=-1), axis=-1),
+                capsules.shape[1],
             )
         masked = capsules * ops.expand_dims(ops.cast(mask, capsules.dtype), -1)
         return ops.reshape(masked, (-1, capsules.shape[1] * capsules.shape[2]))
@@ -221,7 +278,7 @@ def _transforms(size, kernel_size, output_size):
 
     Returns:
         `forward (R, pixels)`, `kernel (R, kernel pixels)` and `inverse (output pixels,
-        R)`, float32, such that the correlation of `x` and `k` is
+        R)`, float64, such that the correlation of `x` and `k` is
         `inverse @ ((forward @ x) * (kernel @ k))`.
     """
     rows = _evaluations(size[0], kernel_size[0], output_size[0])
@@ -245,10 +302,11 @@ def _transforms(size, kernel_size, output_size):
                     forward += [x.real + x.imag, x.real, x.imag]
                     kernel += [k.real, k.imag - k.real, k.real + k.imag]
                     inverse += [2 * (y.real - y.imag), -2 * y.imag, -2 * y.real]
-    forward, kernel, inverse = (
-        np.asarray(m, "float32") for m in (forward, kernel, inverse)
+    return (
+        np.array(forward),
+        np.array(kernel),
+        np.ascontiguousarray(np.transpose(inverse)),
     )
-    return forward, kernel, np.ascontiguousarray(inverse.T)
 
 
 @functools.cache
@@ -288,6 +346,36 @@ def _best_tile(output_size, kernel_size, strides, channels, filters):
         return None, math.inf
     tile = min(((r, c) for r in rows for c in columns), key=cost)
     return tile, cost(tile)
+
+
+def _products_are_rounded():
+    """Whether matrix products of float32 have fewer bits than the spectral form needs.
+
+    Its transforms enlarge rounding some thirty times: TF32, with ten bits, would leave
+    an error of percents. Specific to the backend: a setting of the whole process with
+    TensorFlow (on a GPU) and PyTorch; for JAX see `_float32_products`.
+    """
+    if keras.backend.backend() == "tensorflow" and not on_cpu():
+        import tensorflow as tf
+
+        return tf.config.experimental.tensor_float_32_execution_enabled()
+    if keras.backend.backend() == "torch":
+        import torch
+
+        return torch.get_float32_matmul_precision() != "highest"
+    return False
+
+
+def _float32_products():
+    """A context whose matrix products have all of float32's bits, with their gradients.
+
+    Specific to JAX, whose default on accelerators is TF32 or bfloat16.
+    """
+    if keras.backend.backend() != "jax":
+        return contextlib.nullcontext()
+    import jax
+
+    return jax.default_matmul_precision("highest")
 
 
 def _overlapping(x, axis, count, step, size):
@@ -332,22 +420,23 @@ class SpectralConv2D(keras.layers.Conv2D):
             the default, takes the direct form on an accelerator and for what the
             others do not cover (dilation, groups, channels first, unknown image size);
             on a CPU it takes the spectral form or patches, whichever needs fewer
-            multiplications. Both compute in float32. The attribute `form` tells the
-            choice once the layer is built.
-        **kwargs: the other arguments of `keras.layers.Conv2D`.
+            multiplications. Both compute in float32, or in float64 where that is asked
+            for. The attribute `form` tells the choice once the layer is built.
+        *args: the other arguments of `keras.layers.Conv2D`.
+        **kwargs: likewise.
 
     Raises:
         ValueError: if `conv` is none of these, or the form asked for does not cover
-            the layer's other arguments.
+            the layer's other arguments, or products of float32 are computed with less
+            precision than the spectral form needs.
     """
 
-    def __init__(self, filters, kernel_size, conv="auto", **kwargs):
-        super().__init__(filters, kernel_size, **kwargs)
+    def __init__(self, filters, kernel_size, *args, conv="auto", **kwargs):
+        super().__init__(filters, kernel_size, *args, **kwargs)
         if conv not in CONV_FORMS:
             raise ValueError(f"conv must be one of {CONV_FORMS}, not {conv!r}")
         self.conv = conv
         self.form = None
-        self._on_cpu = on_cpu()  # here, since `build` may run while a graph is traced
 
     def build(self, input_shape):
         """Make the weights and choose the form for `input_shape`, `(B, H, W, C)`."""
@@ -355,7 +444,7 @@ class SpectralConv2D(keras.layers.Conv2D):
         self.form = self._choose_form(input_shape)
         if self.form == "direct" and max(self.strides) > 1:
             # XLA on a CPU takes 20 times as long for the gradient of this.
-            self.supports_jit = not self._on_cpu
+            self.supports_jit = not on_cpu()
 
     def _choose_form(self, input_shape):
         covered = (
@@ -371,7 +460,8 @@ class SpectralConv2D(keras.layers.Conv2D):
             )
         if self.conv in ("direct", "patches"):
             return self.conv
-        if self.conv == "auto" and not (covered and self._on_cpu):
+        precise = not _products_are_rounded()
+        if self.conv == "auto" and not (covered and on_cpu() and precise):
             return "direct"
         output_size = self.compute_output_shape(input_shape)[1:3]
         multiplications = math.prod(output_size) * math.prod(self.kernel.shape)
@@ -381,6 +471,13 @@ class SpectralConv2D(keras.layers.Conv2D):
                 raise ValueError(
                     f"conv='spectral' takes no kernels of {self.kernel_size}, which "
                     f"reach over more than {_LARGEST_TRANSFORM} times the stride"
+                )
+            if not precise:
+                raise ValueError(
+                    "conv='spectral' needs all bits of float32 in matrix products: use "
+                    "conv='direct', or "
+                    "tf.config.experimental.enable_tensor_float_32_execution(False), or "
+                    "torch.set_float32_matmul_precision('highest')"
                 )
             return "spectral"
         return "spectral" if spectral < multiplications else "patches"
@@ -408,7 +505,8 @@ class SpectralConv2D(keras.layers.Conv2D):
             return super().convolution_op(inputs, kernel)
         if self.form == "patches":
             return self._unfolded(inputs, kernel)
-        return self._spectral(inputs, kernel)
+        with _float32_products():
+            return self._spectral(inputs, kernel)
 
     def _padded(self, inputs):
         """Pad as TensorFlow's "same" does, so that a "valid" convolution remains."""
@@ -426,7 +524,7 @@ class SpectralConv2D(keras.layers.Conv2D):
         The bias is one more row of the kernel, for a column of ones in the patches: an
         addition to all outputs, and the sum over them in the gradient, are spared.
         """
-        inputs, kernel = self._padded(_float32(inputs)), _float32(kernel)
+        inputs, kernel = self._padded(_full(inputs)), _full(kernel)
         (kh, kw), (sh, sw) = self.kernel_size, self.strides
         _, height, width, channels = inputs.shape
         rows, columns = (height - kh) // sh + 1, (width - kw) // sw + 1
@@ -438,12 +536,12 @@ class SpectralConv2D(keras.layers.Conv2D):
         kernel = ops.reshape(kernel, (kh * kw * channels, -1))
         if bias is not None:
             x = ops.concatenate([x, ops.ones_like(x[:, :1])], axis=1)
-            kernel = ops.concatenate([kernel, _float32(bias)[None]], axis=0)
+            kernel = ops.concatenate([kernel, _full(bias)[None]], axis=0)
         y = ops.cast(ops.matmul(x, kernel), self.compute_dtype)
         return ops.reshape(y, (-1, rows, columns, self.filters))
 
     def _spectral(self, inputs, kernel):
-        inputs, kernel = self._padded(_float32(inputs)), _float32(kernel)
+        inputs, kernel = self._padded(_full(inputs)), _full(kernel)
         (kh, kw), (sh, sw) = self.kernel_size, self.strides
         _, height, width, channels = inputs.shape
         rows, columns = (height - kh) // sh + 1, (width - kw) // sw + 1
@@ -452,7 +550,8 @@ class SpectralConv2D(keras.layers.Conv2D):
         ph, pw = -(-kh // sh), -(-kw // sw)  # kernel of one phase
         nh, nw = th + ph - 1, tw + pw - 1  # size of a transform
         forward, kernel_basis, inverse = (
-            ops.convert_to_tensor(m) for m in _transforms((nh, nw), (ph, pw), (th, tw))
+            ops.convert_to_tensor(matrix, inputs.dtype)
+            for matrix in _transforms((nh, nw), (ph, pw), (th, tw))
         )
         phases = sh * sw * channels
 
@@ -470,7 +569,7 @@ class SpectralConv2D(keras.layers.Conv2D):
         # (B, tiles_h, nh, sh, tiles_w, nw, sw, C)
         x = ops.transpose(x, (2, 5, 0, 1, 4, 3, 6, 7))
         x = ops.matmul(forward, ops.reshape(x, (nh * nw, -1)))
-        R, devices = forward.shape[0], _devices()
+        R, devices = forward.shape[0], _devices(inputs.shape[0])
         x = ops.reshape(x, (R, devices, -1, phases))  # (R, devices, B tiles, s s C)
 
         k = ops.pad(kernel, [(0, ph * sh - kh), (0, pw * sw - kw), (0, 0), (0, 0)])
@@ -493,48 +592,73 @@ class SpectralConv2D(keras.layers.Conv2D):
 
 
 def PrimaryCap(
-    inputs, dim_capsule, n_channels, kernel_size, strides, padding, conv="auto"
+    inputs,
+    dim_capsule,
+    n_channels,
+    kernel_size,
+    strides,
+    padding,
+    *,
+    conv="auto",
+    data_format=None,
+    name="primarycap",
 ):
     """Primary capsules: a convolution whose outputs are grouped and squashed.
 
     Adds the layers `primarycap_conv2d`, `primarycap_reshape` and `primarycap_squash`
-    (Sabour et al. 2017, section 4).
+    (Sabour et al. 2017, section 4); with channels first, `primarycap_permute` stands
+    before the second, since a capsule is made of neighbouring channels.
 
     Args:
-        inputs: Keras tensor of shape `(batch, height, width, channels)`.
+        inputs: Keras tensor of shape `(batch, height, width, channels)`, or `(batch,
+            channels, height, width)` with channels first.
         dim_capsule: int. Dimension of a capsule.
         n_channels: int. Capsules at each position of the convolution's output.
         kernel_size: int or pair of int.
         strides: int or pair of int.
         padding: `"valid"` or `"same"`.
         conv: the form of the convolution, see `SpectralConv2D`. Defaults to `"auto"`.
+        data_format: `"channels_last"` or `"channels_first"`. Defaults to Keras' global
+            `image_data_format`.
+        name: str. What the layers' names begin with, which must differ where a model
+            has several. Defaults to `"primarycap"`.
 
     Returns:
         A Keras tensor of shape `(batch, positions * n_channels, dim_capsule)`.
     """
-    outputs = SpectralConv2D(
+    convolution = SpectralConv2D(
         filters=dim_capsule * n_channels,
         kernel_size=kernel_size,
         strides=strides,
         padding=padding,
+        data_format=data_format,
         conv=conv,
-        name="primarycap_conv2d",
-    )(inputs)
-    outputs = keras.layers.Reshape((-1, dim_capsule), name="primarycap_reshape")(
-        outputs
+        name=f"{name}_conv2d",
     )
-    return Squash(dtype="float32", name="primarycap_squash")(outputs)
+    outputs = convolution(inputs)
+    if convolution.data_format == "channels_first":
+        outputs = keras.layers.Permute((2, 3, 1), name=f"{name}_permute")(outputs)
+    outputs = keras.layers.Reshape((-1, dim_capsule), name=f"{name}_reshape")(outputs)
+    return Squash(dtype=full_dtype(), name=f"{name}_squash")(outputs)
 
 
 def _sum_over_first(x):
-    """`ops.sum(x, axis=0)` of `(J, B, I)`; XLA on a CPU takes 50 times as long for it."""
-    J, _, I = x.shape
-    ones = ops.ones((1, J), x.dtype)
-    return ops.reshape(ops.matmul(ones, ops.reshape(x, (J, -1))), (-1, I))
+    """The sum of `x` over its first axis.
+
+    As a product with ones on a CPU, where XLA takes 50 times as long for the sum;
+    elsewhere products may be rounded to fewer bits.
+    """
+    if x.shape[0] == 1:
+        return x[0]
+    if not on_cpu():
+        return ops.sum(x, axis=0)
+    ones = ops.ones((1, x.shape[0]), x.dtype)
+    sums = ops.matmul(ones, ops.reshape(x, (x.shape[0], -1)))
+    return ops.reshape(sums, (*x.shape[1:-2], -1, x.shape[-1]))
 
 
 def _softmax_over_first(x):
-    """`ops.softmax(x, axis=0)` of `(J, B, I)`, likewise several times as fast."""
+    """`ops.softmax(x, axis=0)` of `(J, B, I)`, for XLA on a CPU several times as fast."""
     largest = x
     while largest.shape[0] > 1:  # halves that overlap where their number is odd
         n = largest.shape[0]
@@ -542,6 +666,31 @@ def _softmax_over_first(x):
         largest = ops.maximum(largest[:half], largest[n - half :])
     exponentials = ops.exp(x - largest)
     return exponentials / _sum_over_first(exponentials)
+
+
+def _transposed(x):
+    return ops.swapaxes(x, -1, -2)
+
+
+def _coefficients(u, W, V):
+    """The coupling coefficients `c`, `(J, B, I)`, of `_total_input`'s arguments."""
+    V = ops.cast(V, u.dtype)
+    b = _total(
+        _full(_sum_over_first(ops.matmul(V, W_d) * u_d)) for u_d, W_d in _parts(u, W)
+    )
+    return _softmax_over_first(b)
+
+
+def _parts(u, W):
+    """The dimensions of the input capsules one by one, or together where there are many.
+
+    One at a time needs the least memory; a graph of hundreds takes too long to build.
+    Yields pairs `(d, 1, B, I)` and `(d, J, O, I)`.
+    """
+    D = u.shape[0]
+    step = 1 if D <= _MOST_PARTS else D
+    for d in range(0, D, step):
+        yield u[d : d + step, None], W[d : d + step]
 
 
 def _total_input(u, W, V, routing_gradient):
@@ -559,7 +708,7 @@ def _total_input(u, W, V, routing_gradient):
         b = sum_d (V W_d) u_d         s = sum_d (c u_d) W_d^T
 
     The gradient is written out below in the same form, since automatic differentiation
-    would keep the products of every d.
+    would keep the products of every d. It can be differentiated again.
 
     Args:
         u: `(D, B, I)` input capsules.
@@ -568,49 +717,73 @@ def _total_input(u, W, V, routing_gradient):
         routing_gradient: bool. Whether the coupling coefficients are differentiated.
 
     Returns:
-        `s`, the total input, float32 of shape `(J, B, O)`.
+        `s`, the total input, at least float32, of shape `(J, B, O)`.
     """
 
     @ops.custom_gradient
     def total_input(u, W, V):
-        dims = range(u.shape[0])
-        low = u.dtype  # float32, or the half precision of the matrix products
-
-        def transposed(x):
-            return ops.transpose(x, (0, 2, 1))
-
-        low_V = ops.cast(V, low)
-        b = _total(_float32(ops.matmul(low_V, W[d]) * u[d]) for d in dims)  # (J, B, I)
-        c = _softmax_over_first(b)
-        low_c = ops.cast(c, low)
-        s = _total(_float32(ops.matmul(low_c * u[d], transposed(W[d]))) for d in dims)
+        c = _coefficients(u, W, V)
+        if not routing_gradient:
+            c = ops.stop_gradient(c)
+        low_c = ops.cast(c, u.dtype)
+        s = _total(
+            _full(_sum_over_first(ops.matmul(low_c * u_d, _transposed(W_d))))
+            for u_d, W_d in _parts(u, W)
+        )
 
         def gradient(*args, upstream=None):
-            ds = args[0] if upstream is None else upstream  # (J, B, O)
-            low_ds = ops.cast(ds, low)
-            du, dW, dc, dV = [], [], [], []
-            # The gradient of u_hat_ij is c_ij ds_j + db_ij V_j. What follows from the
-            # first term:
-            for d in dims:
-                ds_W = ops.matmul(low_ds, W[d])
-                du.append(_sum_over_first(ds_W * low_c))
-                dW.append(ops.matmul(transposed(low_ds), low_c * u[d]))
-                if routing_gradient:
-                    dc.append(_float32(ds_W * u[d]))
-            if not routing_gradient:
-                return ops.stack(du), ops.stack(dW), ops.zeros_like(V)
-            dc = _total(dc)
-            db = ops.cast(c * (dc - _sum_over_first(c * dc)), low)  # (J, B, I)
-            for d in dims:  # and from the second
-                db_u = db * u[d]
-                du[d] = du[d] + _sum_over_first(ops.matmul(low_V, W[d]) * db)
-                dW[d] = dW[d] + ops.matmul(transposed(low_V), db_u)
-                dV.append(_float32(ops.matmul(db_u, transposed(W[d]))))
-            return ops.stack(du), ops.stack(dW), _total(dV)
+            if upstream is None:
+                return _gradient(u, W, V, c, args[0], routing_gradient)
+            again = routing_gradient and _differentiated_again()
+            of_args = _coefficients(*args) if again else c
+            return _gradient(*args, of_args, upstream, routing_gradient)
 
         return s, gradient
 
     return total_input(u, W, V)
+
+
+def _differentiated_again():
+    """Whether the gradient that is being computed will itself be differentiated.
+
+    Specific to PyTorch, where what is computed forward is a constant for the gradient
+    of a gradient.
+    """
+    import torch
+
+    return torch.is_grad_enabled()
+
+
+def _gradient(u, W, V, c, ds, routing_gradient):
+    """The gradients by `u`, `W` and `V` of `_total_input`, from `ds` `(J, B, O)`."""
+    low = u.dtype
+    low_c, low_ds, low_V = (ops.cast(x, low) for x in (c, ds, V))
+    du, dW, dc, dV = [], [], [], []
+    # The gradient of u_hat_ij is c_ij ds_j + db_ij V_j. What follows from the first
+    # term:
+    for u_d, W_d in _parts(u, W):
+        ds_W = ops.matmul(low_ds, W_d)  # (d, J, B, I)
+        du.append(_sum_over_second(ds_W * low_c))
+        dW.append(ops.matmul(_transposed(low_ds), low_c * u_d))
+        if routing_gradient:
+            dc.append(_full(_sum_over_first(ds_W * u_d)))
+    if not routing_gradient:
+        return ops.concatenate(du), ops.concatenate(dW), ops.zeros_like(V)
+    dc = _total(dc)
+    db = ops.cast(c * (dc - _sum_over_first(c * dc)), low)  # (J, B, I)
+    for d, (u_d, W_d) in enumerate(_parts(u, W)):  # and from the second
+        db_u = db * u_d
+        du[d] = du[d] + _sum_over_second(ops.matmul(low_V, W_d) * db)
+        dW[d] = dW[d] + ops.matmul(_transposed(low_V), db_u)
+        dV.append(_full(_sum_over_first(ops.matmul(db_u, _transposed(W_d)))))
+    return ops.concatenate(du), ops.concatenate(dW), _total(dV)
+
+
+def _sum_over_second(x):
+    """The sum of `x`, `(d, J, B, I)`, over J."""
+    if x.shape[0] == 1:
+        return _sum_over_first(x[0])[None]
+    return ops.sum(x, axis=1)
 
 
 @keras.saving.register_keras_serializable(package="capsnet")
@@ -625,8 +798,16 @@ class CapsuleLayer(keras.layers.Layer):
     `_total_input`. Many or large layers are routed in blocks of input capsules, whose
     size follows from the shapes.
 
-    Input shape: `(batch, input_num_capsule, input_dim_capsule)`.
-    Output shape: `(batch, num_capsule, dim_capsule)`, float32 under mixed precision.
+    Input shape: `(batch, input_num_capsule, input_dim_capsule)`. A mask of shape
+    `(batch, input_num_capsule)` leaves capsules out: they send nothing.
+    Output shape: `(batch, num_capsule, dim_capsule)`, float32 also under mixed precision,
+    float64 where the layer's dtype is that. Coupling coefficients and squash are computed
+    in that type, under mixed precision the products in half of it.
+
+    Gradients can be differentiated again in reverse mode (`GradientTape` in a
+    `GradientTape`, `jax.grad` of `jax.grad`, `create_graph=True`). Forward mode (`jax.jvp`,
+    `jax.jacfwd`, `jax.hessian`) raises JAX's error for functions with a gradient of their
+    own; `jax.jacrev` of `jax.grad` gives a Hessian.
 
     Args:
         num_capsule: int. Number of output capsules.
@@ -640,6 +821,9 @@ class CapsuleLayer(keras.layers.Layer):
             iterations, as the paper's authors do. `False` treats the coupling
             coefficients as constants, so that the gradient is that of the last
             weighted sum alone; a step is faster and learns slightly another way.
+        kernel_regularizer: regularizer of `W`. Defaults to None.
+        kernel_constraint: constraint of `W`. Defaults to None.
+        **kwargs: `name`, `dtype`, `trainable` and the like of `keras.layers.Layer`.
 
     Raises:
         ValueError: if a size or `routings` is not a positive integer, or the input is
@@ -652,10 +836,14 @@ class CapsuleLayer(keras.layers.Layer):
         dim_capsule,
         routings=3,
         kernel_initializer=None,
+        *,
         routing_gradient=True,
+        kernel_regularizer=None,
+        kernel_constraint=None,
         **kwargs,
     ):
         super().__init__(**kwargs)
+        self.supports_masking = True
         for name, value in (
             ("num_capsule", num_capsule),
             ("dim_capsule", dim_capsule),
@@ -668,6 +856,8 @@ class CapsuleLayer(keras.layers.Layer):
         self.routings = int(routings)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.routing_gradient = bool(routing_gradient)
+        self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
+        self.kernel_constraint = keras.constraints.get(kernel_constraint)
 
     def build(self, input_shape):
         """Make `W` for input capsules of `input_shape`, `(batch, I, D)`."""
@@ -680,7 +870,12 @@ class CapsuleLayer(keras.layers.Layer):
         self.W = self.add_weight(
             shape=(self.num_capsule, input_num, self.dim_capsule, input_dim),
             initializer=self.kernel_initializer or self.default_initializer(input_num),
+            regularizer=self.kernel_regularizer,
+            constraint=self.kernel_constraint,
             name="W",
+        )
+        self.input_spec = keras.layers.InputSpec(
+            ndim=3, axes={1: input_num, 2: input_dim}
         )
 
     def default_initializer(self, input_num_capsule):
@@ -697,16 +892,21 @@ class CapsuleLayer(keras.layers.Layer):
             stddev=sigma / math.sqrt(self.dim_capsule)
         )
 
-    def call(self, inputs):
+    def call(self, inputs, mask=None):
         """Route `inputs`, `(batch, I, D)`, to `(batch, num_capsule, dim_capsule)`."""
         u, W = inputs, ops.cast(self.W, inputs.dtype)
-        devices = _devices()
+        if mask is not None:  # a capsule of zeros changes no sum
+            u = u * ops.expand_dims(ops.cast(mask, u.dtype), -1)
+        devices = _devices(u.shape[0])
         if devices == 1:
             return self._route((u, W))
         u = ops.reshape(u, (devices, -1, *u.shape[1:]))
         W = ops.broadcast_to(W, (devices, *W.shape))
         v = ops.vectorized_map(self._route, (u, W))
         return ops.reshape(v, (-1, *v.shape[2:]))
+
+    def compute_mask(self, inputs, mask=None):
+        """Return None: all output capsules are there."""
 
     def _route(self, capsules_and_weight):
         u, W = capsules_and_weight
@@ -719,7 +919,7 @@ class CapsuleLayer(keras.layers.Layer):
             given = (u, W) if iteration == 0 else (u_blocks, W_blocks)
             given = given if through else map(ops.stop_gradient, given)
             if iteration == 0:  # every coupling coefficient is 1 / J
-                s = _float32(ops.einsum("bid,jiod->jbo", *given)) / self.num_capsule
+                s = _full(ops.einsum("bid,jiod->jbo", *given)) / self.num_capsule
             else:
                 s = self._routed_total_input(*given, V)
             v = squash(s)  # (J, B, O)
@@ -729,7 +929,8 @@ class CapsuleLayer(keras.layers.Layer):
     def _blocks(self, u, W):
         """Cut the input capsules into N blocks of i: `(N, D, B, i)`, `(N, D, J, O, i)`."""
         J, I, O, D = W.shape
-        size = max(1, ROUTING_BLOCK_BYTES // (4 * J * (u.shape[0] or _TYPICAL_BATCH)))
+        numbers = J * (u.shape[0] or _TYPICAL_BATCH) * (1 if D <= _MOST_PARTS else D)
+        size = max(1, ROUTING_BLOCK_BYTES // (4 * numbers))
         n = -(-I // size)
         size = -(-I // n)
         if n * size > I:  # capsules of zeros change no sum
@@ -741,31 +942,47 @@ class CapsuleLayer(keras.layers.Layer):
         return ops.transpose(u, (1, 3, 0, 2)), ops.transpose(W, (1, 4, 0, 3, 2))
 
     def _routed_total_input(self, u, W, V):
+        """The total input from all blocks, one after the other: that bounds the memory.
+
+        Specific to the backend. XLA needs TensorFlow's loop to be bounded, which that of
+        `ops.scan` is not. PyTorch needs no loop of its own, and in that of `ops.scan` the
+        gradient of each block would be as large as all blocks.
+        """
+
         def add_block(s, block):
-            return s + _total_input(*block, V, self.routing_gradient), None
+            return s + _total_input(*block, V, self.routing_gradient)
 
         s = ops.zeros_like(V)
-        # One block after the other, which bounds the memory. PyTorch does so by itself;
-        # in its `scan` the gradient of each block would be as large as all blocks.
-        if u.shape[0] > 1 and keras.backend.backend() != "torch":
-            return ops.scan(add_block, s, (u, W))[0]
-        for block in zip(ops.unstack(u), ops.unstack(W)):
-            s, _ = add_block(s, block)
-        return s
+        if u.shape[0] == 1 or keras.backend.backend() == "torch":
+            return functools.reduce(add_block, zip(ops.unstack(u), ops.unstack(W)), s)
+        if keras.backend.backend() == "tensorflow":
+            import tensorflow as tf
+
+            return tf.foldl(add_block, (u, W), s, parallel_iterations=1)
+        return ops.scan(lambda s, block: (add_block(s, block), None), s, (u, W))[0]
 
     def compute_output_shape(self, input_shape):
         """Return `(batch, num_capsule, dim_capsule)`."""
         return (input_shape[0], self.num_capsule, self.dim_capsule)
 
+    def compute_output_spec(self, inputs, mask=None):
+        """Return the shape and the dtype of what `call` returns."""
+        shape = self.compute_output_shape(inputs.shape)
+        return keras.KerasTensor(shape, full_dtype(self.compute_dtype))
+
     def get_config(self):
         """Return the arguments of the constructor."""
+        serialized = {
+            "kernel_initializer": keras.initializers.serialize,
+            "kernel_regularizer": keras.regularizers.serialize,
+            "kernel_constraint": keras.constraints.serialize,
+        }
+        own = {name: getattr(self, name) for name in serialized}
         return {
             **super().get_config(),
             "num_capsule": self.num_capsule,
             "dim_capsule": self.dim_capsule,
             "routings": self.routings,
-            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer)
-            if self.kernel_initializer
-            else None,
             "routing_gradient": self.routing_gradient,
+            **{n: serialized[n](value) if value else None for n, value in own.items()},
         }

@@ -4,7 +4,13 @@ import shutil
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT, layer_gradients, output_and_gradients, run_python
+from conftest import (
+    ROOT,
+    gradient_of_a_slope,
+    layer_gradients,
+    output_and_gradients,
+    run_python,
+)
 from keras import ops
 
 import capsulelayers
@@ -37,12 +43,16 @@ def capsule_layer(W, **kwargs):
     return layer
 
 
-def routed_by_the_book(u, W, routings):
-    """Procedure 1 of the paper in float64; returns v and the last coefficients."""
+def routed_by_the_book(u, W, routings, constants=None):
+    """Procedure 1 of the paper in float64; returns v and the last coefficients.
+
+    With `constants` for these coefficients there is nothing to be iterated.
+    """
     u_hat = np.einsum("bid,jiod->bjio", u.astype("float64"), W.astype("float64"))
     b = np.zeros(u_hat.shape[:3])
-    for _ in range(routings):
+    for _ in range(routings if constants is None else 1):
         c = np.exp(b) / np.exp(b).sum(1, keepdims=True)
+        c = c if constants is None else constants
         s = np.einsum("bji,bjio->bjo", c, u_hat)
         squared = (s**2).sum(-1, keepdims=True)
         v = s * squared / (1 + squared) / np.sqrt(squared + 1e-7)
@@ -182,27 +192,55 @@ def test_unknown_batch_size_in_the_graph():
     assert model.predict(array(7, 9, 4), batch_size=3, verbose=0).shape == (7, 3, 5)
 
 
+@pytest.mark.parametrize("routing_gradient", [True, False])
+@pytest.mark.parametrize("block_bytes", [2**26, 300], ids=["whole", "blocks"])
+def test_second_derivatives_are_those_of_float64(
+    routing_gradient, block_bytes, monkeypatch
+):
+    monkeypatch.setattr(capsulelayers, "ROUTING_BLOCK_BYTES", block_bytes)
+    u, W = array(2, 9, 2), array(3, 9, 5, 2)
+    z, step_u, step_W = array(*u.shape), array(*u.shape), array(*W.shape)
+    layer = capsule_layer(W, routing_gradient=routing_gradient)
+    du, dW = gradient_of_a_slope(layer, u, sum_of_squares, z)
+    _, c = routed_by_the_book(u, W, 3)
+    exact_u, exact_W = u.astype("float64"), W.astype("float64")
+
+    def value(u, W):
+        return (
+            routed_by_the_book(u, W, 3, None if routing_gradient else c)[0] ** 2
+        ).sum()
+
+    h = 1e-4
+    corners = [
+        sign
+        * other
+        * value(exact_u + h * (sign * z + other * step_u), exact_W + h * other * step_W)
+        for sign in (1, -1)
+        for other in (1, -1)
+    ]
+    expected = sum(corners) / (4 * h * h)
+    assert abs(expected) > 0.1
+    assert (du * step_u).sum() + (dW * step_W).sum() == pytest.approx(
+        expected, rel=1e-3
+    )
+
+
 def test_without_routing_gradient_the_coefficients_are_constants():
     u, W = array(2, 9, 4), array(3, 9, 5, 4, scale=0.5)
+    exact_u, exact_W = u.astype("float64"), W.astype("float64")
     layer = capsule_layer(W, routing_gradient=False)
     _, c = routed_by_the_book(u, W, 3)
     du, dW = layer_gradients(layer, u, sum_of_squares)
 
     def value(u, W):
-        s = np.einsum("bji,bid,jiod->bjo", c, u, W)
-        squared = (s**2).sum(-1, keepdims=True)
-        return ((s * squared / (1 + squared) / np.sqrt(squared + 1e-7)) ** 2).sum()
+        return (routed_by_the_book(u, W, 3, c)[0] ** 2).sum()
 
-    step_u, step_W, h = (
-        np.random.normal(size=u.shape),
-        np.random.normal(size=W.shape),
-        1e-5,
-    )
-    slope = value(u + h * step_u, W + h * step_W) - value(
-        u - h * step_u, W - h * step_W
+    step_u, step_W, h = array(*u.shape), array(*W.shape), 1e-5
+    ahead, behind = (
+        value(exact_u + step * step_u, exact_W + step * step_W) for step in (h, -h)
     )
     assert (du * step_u).sum() + (dW * step_W).sum() == pytest.approx(
-        slope / (2 * h), rel=1e-3
+        (ahead - behind) / (2 * h), rel=1e-3
     )
     through_all = layer_gradients(capsule_layer(W), u, sum_of_squares)
     assert abs(through_all[1] - dW).max() > 1e-3

@@ -10,6 +10,7 @@ from conftest import SMALL, options, read_log, small_capsnet, small_data
 from keras import ops
 from PIL import Image
 
+import capsulelayers
 import capsulenet
 import checkpoints
 import devices
@@ -83,6 +84,53 @@ def test_the_form_of_the_convolutions_does_not_change_the_model(conv):
     other.set_weights(automatic.get_weights())
     for a, b in zip(automatic.predict(x, verbose=0), other.predict(x, verbose=0)):
         np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.fixture
+def on_accelerator(monkeypatch):
+    """Have everything take the way that it takes on an accelerator, on this CPU."""
+    for module in (capsulelayers, capsulenet):
+        monkeypatch.setattr(module, "on_cpu", lambda: False)
+    if keras.backend.backend() == "tensorflow":  # Keras itself looks for a GPU
+        monkeypatch.setattr(capsulenet, "_jit_compile", lambda: True)
+        tf32 = "capsulelayers._products_are_rounded"  # a setting of GPUs
+        monkeypatch.setattr(tf32, lambda: False)
+
+
+@pytest.mark.skipif(keras.backend.backend() == "torch", reason="has no XLA")
+def test_xla_takes_the_same_steps(on_accelerator, monkeypatch):
+    (x, y), _ = small_data(10)
+    losses, weights = [], None
+    for conv, block_bytes, jit_compile in (
+        ("patches", 2**26, keras.backend.backend() == "jax"),
+        ("direct", 2**26, True),
+        ("spectral", 400, True),  # several blocks
+    ):
+        monkeypatch.setattr(capsulelayers, "ROUTING_BLOCK_BYTES", block_bytes)
+        model = small_capsnet(conv=conv, routings=3)[0]
+        weights = weights or model.get_weights()
+        model.set_weights(weights)
+        optimizer, loss = keras.optimizers.SGD(0.1), [MarginLoss(), "mse"]
+        model.compile(optimizer, loss, jit_compile=jit_compile)
+        losses.append([model.train_on_batch([x, y], [y, x])[0] for _ in range(3)])
+        assert model.jit_compile == jit_compile
+    assert losses[0][2] < losses[0][0]
+    for others in losses[1:]:
+        np.testing.assert_allclose(others, losses[0], rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="others compile")
+def test_xla_takes_the_same_step_of_the_full_network():
+    (x, y), _ = capsulenet.load_mnist()
+    x, y, losses, weights = x[:100], y[:100], [], None
+    for jit_compile in (True, False):
+        model = CapsNet((28, 28, 1), 10, 3)[0]
+        weights = weights or model.get_weights()
+        model.set_weights(weights)
+        model.compile("adam", [MarginLoss(), "mse"], jit_compile=jit_compile)
+        losses.append([model.train_on_batch([x, y], [y, x])[0] for _ in range(2)])
+    np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
 def test_images_too_small_are_refused_with_the_smallest_size():
@@ -207,6 +255,37 @@ def test_a_seed_makes_training_repeatable(tmp_path):
     for a, b in zip(logs[0], logs[1]):
         assert a == pytest.approx(b, rel=1e-5)
     assert logs[0][1]["loss"] != pytest.approx(logs[2][1]["loss"], rel=1e-4)
+
+
+def test_the_way_of_an_accelerator_ends_with_the_same_weights(
+    tmp_path, request, monkeypatch
+):
+    drawn, draw = [], TrainingBatches.draw
+    monkeypatch.setattr(
+        TrainingBatches,
+        "draw",
+        lambda self, epoch: (drawn.append(self), draw(self, epoch)),
+    )
+    data, models, weights = small_data(80), [], None
+    for place in ("cpu", "accelerator"):
+        if place == "accelerator":
+            request.getfixturevalue("on_accelerator")
+        model = small_capsnet()[0]
+        weights = weights or model.get_weights()
+        model.set_weights(weights)
+        args = options(tmp_path / place, seed=3, batch_size=2, lr=0.001, epochs=2)
+        models.append(train(model, data, args))
+    backend = keras.backend.backend()
+    assert models[1].get_layer("primarycap_conv2d").form == "direct"
+    if backend != "torch":  # two of 40 steps at once
+        assert models[1].steps_per_execution == 2 and models[1].jit_compile
+    if backend != "tensorflow":
+        assert keras.ops.is_tensor(drawn[-1].x)
+    logs = [without_seconds(read_log(tmp_path / n)) for n in ("cpu", "accelerator")]
+    for row, other in zip(*logs, strict=True):
+        assert row == pytest.approx(other, rel=1e-3)
+    for a, b in zip(*(model.get_weights() for model in models), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
 
 
 def test_every_epoch_is_trained_on_its_own_order(tmp_path, monkeypatch):
