@@ -91,7 +91,9 @@ def full_dtype(dtype=None):
         `"float32"`, or `"float64"` where `dtype` is that.
     """
     dtype = dtype or keras.config.dtype_policy().compute_dtype
-    return keras.backend.result_type(dtype, "float32")
+    return (
+        "float64" if keras.backend.standardize_dtype(dtype) == "float64" else "float32"
+    )
 
 
 def _full(x):
@@ -107,13 +109,13 @@ def _scaled(vectors, axis):
     """Scale vectors so that the squares of their components do not overflow.
 
     Returns:
-        `(scaled, scale)`: `vectors / scale`, whose components are at most 1, in at least
+        `(scaled, scale)`: `vectors / scale`, whose components are below 1, in at least
         float32; and `scale`, at least 1. The gradient takes it for a constant, since
         what is computed from both does not depend on it.
     """
     vectors = _full(vectors)
     largest = ops.max(ops.abs(vectors), axis=axis, keepdims=True)
-    scale = ops.stop_gradient(ops.maximum(largest, 1.0))
+    scale = 1.0 + ops.stop_gradient(largest)
     return vectors / scale, scale
 
 
@@ -437,6 +439,7 @@ class SpectralConv2D(keras.layers.Conv2D):
             raise ValueError(f"conv must be one of {CONV_FORMS}, not {conv!r}")
         self.conv = conv
         self.form = None
+        self._on_cpu = on_cpu()  # here, since PyTorch's `build` may not compute at all
 
     def build(self, input_shape):
         """Make the weights and choose the form for `input_shape`, `(B, H, W, C)`."""
@@ -444,7 +447,7 @@ class SpectralConv2D(keras.layers.Conv2D):
         self.form = self._choose_form(input_shape)
         if self.form == "direct" and max(self.strides) > 1:
             # XLA on a CPU takes 20 times as long for the gradient of this.
-            self.supports_jit = not on_cpu()
+            self.supports_jit = not self._on_cpu
 
     def _choose_form(self, input_shape):
         covered = (
@@ -461,7 +464,7 @@ class SpectralConv2D(keras.layers.Conv2D):
         if self.conv in ("direct", "patches"):
             return self.conv
         precise = not _products_are_rounded()
-        if self.conv == "auto" and not (covered and on_cpu() and precise):
+        if self.conv == "auto" and not (covered and self._on_cpu and precise):
             return "direct"
         output_size = self.compute_output_shape(input_shape)[1:3]
         multiplications = math.prod(output_size) * math.prod(self.kernel.shape)
@@ -537,7 +540,7 @@ class SpectralConv2D(keras.layers.Conv2D):
         if bias is not None:
             x = ops.concatenate([x, ops.ones_like(x[:, :1])], axis=1)
             kernel = ops.concatenate([kernel, _full(bias)[None]], axis=0)
-        y = ops.cast(ops.matmul(x, kernel), self.compute_dtype)
+        y = ops.cast(x @ kernel, self.compute_dtype)
         return ops.reshape(y, (-1, rows, columns, self.filters))
 
     def _spectral(self, inputs, kernel):
@@ -568,7 +571,7 @@ class SpectralConv2D(keras.layers.Conv2D):
         x = _overlapping(x, 4, tiles_w, tw, nw)
         # (B, tiles_h, nh, sh, tiles_w, nw, sw, C)
         x = ops.transpose(x, (2, 5, 0, 1, 4, 3, 6, 7))
-        x = ops.matmul(forward, ops.reshape(x, (nh * nw, -1)))
+        x = forward @ ops.reshape(x, (nh * nw, -1))
         R, devices = forward.shape[0], _devices(inputs.shape[0])
         x = ops.reshape(x, (R, devices, -1, phases))  # (R, devices, B tiles, s s C)
 
@@ -576,11 +579,11 @@ class SpectralConv2D(keras.layers.Conv2D):
         k = ops.broadcast_to(k, (devices, *k.shape))
         k = ops.reshape(k, (devices, ph, sh, pw, sw, channels, self.filters))
         k = ops.transpose(k, (1, 3, 0, 2, 4, 5, 6))
-        k = ops.matmul(kernel_basis, ops.reshape(k, (ph * pw, -1)))
+        k = kernel_basis @ ops.reshape(k, (ph * pw, -1))
         k = ops.reshape(k, (R, devices, phases, self.filters))
 
-        y = ops.matmul(x, k)  # (R, devices, B tiles, filters)
-        y = ops.matmul(inverse, ops.reshape(y, (R, -1)))
+        y = x @ k  # (R, devices, B tiles, filters)
+        y = inverse @ ops.reshape(y, (R, -1))
         y = ops.reshape(y, (th, tw, -1, tiles_h, tiles_w, self.filters))
         y = ops.transpose(y, (2, 3, 0, 4, 1, 5))
         y = ops.reshape(y, (-1, tiles_h * th, tiles_w * tw, self.filters))
@@ -643,17 +646,15 @@ def PrimaryCap(
 
 
 def _sum_over_first(x):
-    """The sum of `x` over its first axis.
+    """`ops.sum(x, axis=0)` of `(J, B, I)` or `(D, J, B, I)`.
 
     As a product with ones on a CPU, where XLA takes 50 times as long for the sum;
     elsewhere products may be rounded to fewer bits.
     """
-    if x.shape[0] == 1:
-        return x[0]
     if not on_cpu():
         return ops.sum(x, axis=0)
     ones = ops.ones((1, x.shape[0]), x.dtype)
-    sums = ops.matmul(ones, ops.reshape(x, (x.shape[0], -1)))
+    sums = ones @ ops.reshape(x, (x.shape[0], -1))
     return ops.reshape(sums, (*x.shape[1:-2], -1, x.shape[-1]))
 
 
@@ -672,25 +673,32 @@ def _transposed(x):
     return ops.swapaxes(x, -1, -2)
 
 
+def _parts(u, W):
+    """The dimensions of the input capsules one by one, or at once where they are many.
+
+    One by one needs the least memory; a graph of hundreds takes too long to build.
+
+    Returns:
+        A list of pairs `(B, I)` and `(J, O, I)`, or of the one pair `(D, 1, B, I)` and
+        `(D, J, O, I)`.
+    """
+    if u.shape[0] > _MOST_PARTS:
+        return [(u[:, None], W)]
+    return list(zip(ops.unstack(u), ops.unstack(W)))
+
+
+def _sum_of_parts(parts):
+    """Sum over the dimensions of the input capsules, in at least float32."""
+    return _total(
+        _full(part if len(part.shape) == 3 else _sum_over_first(part)) for part in parts
+    )
+
+
 def _coefficients(u, W, V):
     """The coupling coefficients `c`, `(J, B, I)`, of `_total_input`'s arguments."""
     V = ops.cast(V, u.dtype)
-    b = _total(
-        _full(_sum_over_first(ops.matmul(V, W_d) * u_d)) for u_d, W_d in _parts(u, W)
-    )
+    b = _sum_of_parts((V @ W_d) * u_d for u_d, W_d in _parts(u, W))
     return _softmax_over_first(b)
-
-
-def _parts(u, W):
-    """The dimensions of the input capsules one by one, or together where there are many.
-
-    One at a time needs the least memory; a graph of hundreds takes too long to build.
-    Yields pairs `(d, 1, B, I)` and `(d, J, O, I)`.
-    """
-    D = u.shape[0]
-    step = 1 if D <= _MOST_PARTS else D
-    for d in range(0, D, step):
-        yield u[d : d + step, None], W[d : d + step]
 
 
 def _total_input(u, W, V, routing_gradient):
@@ -726,10 +734,7 @@ def _total_input(u, W, V, routing_gradient):
         if not routing_gradient:
             c = ops.stop_gradient(c)
         low_c = ops.cast(c, u.dtype)
-        s = _total(
-            _full(_sum_over_first(ops.matmul(low_c * u_d, _transposed(W_d))))
-            for u_d, W_d in _parts(u, W)
-        )
+        s = _sum_of_parts((low_c * u_d) @ _transposed(W_d) for u_d, W_d in _parts(u, W))
 
         def gradient(*args, upstream=None):
             if upstream is None:
@@ -756,34 +761,34 @@ def _differentiated_again():
 
 def _gradient(u, W, V, c, ds, routing_gradient):
     """The gradients by `u`, `W` and `V` of `_total_input`, from `ds` `(J, B, O)`."""
-    low = u.dtype
-    low_c, low_ds, low_V = (ops.cast(x, low) for x in (c, ds, V))
+    parts = _parts(u, W)
+    low_c, low_ds, low_V = (ops.cast(x, u.dtype) for x in (c, ds, V))
     du, dW, dc, dV = [], [], [], []
     # The gradient of u_hat_ij is c_ij ds_j + db_ij V_j. What follows from the first
     # term:
-    for u_d, W_d in _parts(u, W):
-        ds_W = ops.matmul(low_ds, W_d)  # (d, J, B, I)
-        du.append(_sum_over_second(ds_W * low_c))
-        dW.append(ops.matmul(_transposed(low_ds), low_c * u_d))
+    for u_d, W_d in parts:
+        ds_W = low_ds @ W_d  # (J, B, I)
+        du.append(_sum_over_outputs(ds_W * low_c))
+        dW.append(_transposed(low_ds) @ (low_c * u_d))
         if routing_gradient:
-            dc.append(_full(_sum_over_first(ds_W * u_d)))
-    if not routing_gradient:
-        return ops.concatenate(du), ops.concatenate(dW), ops.zeros_like(V)
-    dc = _total(dc)
-    db = ops.cast(c * (dc - _sum_over_first(c * dc)), low)  # (J, B, I)
-    for d, (u_d, W_d) in enumerate(_parts(u, W)):  # and from the second
-        db_u = db * u_d
-        du[d] = du[d] + _sum_over_second(ops.matmul(low_V, W_d) * db)
-        dW[d] = dW[d] + ops.matmul(_transposed(low_V), db_u)
-        dV.append(_full(_sum_over_first(ops.matmul(db_u, _transposed(W_d)))))
-    return ops.concatenate(du), ops.concatenate(dW), _total(dV)
+            dc.append(ds_W * u_d)
+    if routing_gradient:
+        dc = _sum_of_parts(dc)
+        db = ops.cast(c * (dc - _sum_over_first(c * dc)), u.dtype)  # (J, B, I)
+        for d, (u_d, W_d) in enumerate(parts):  # and from the second
+            db_u = db * u_d
+            du[d] = du[d] + _sum_over_outputs((low_V @ W_d) * db)
+            dW[d] = dW[d] + _transposed(low_V) @ db_u
+            dV.append(db_u @ _transposed(W_d))
+    dV = _sum_of_parts(dV) if routing_gradient else ops.zeros_like(V)
+    if u.shape[0] > _MOST_PARTS:
+        return du[0], dW[0], dV
+    return ops.stack(du), ops.stack(dW), dV
 
 
-def _sum_over_second(x):
-    """The sum of `x`, `(d, J, B, I)`, over J."""
-    if x.shape[0] == 1:
-        return _sum_over_first(x[0])[None]
-    return ops.sum(x, axis=1)
+def _sum_over_outputs(x):
+    """Sum `(J, B, I)` or `(D, J, B, I)` over J."""
+    return _sum_over_first(x) if len(x.shape) == 3 else ops.sum(x, axis=1)
 
 
 @keras.saving.register_keras_serializable(package="capsnet")

@@ -38,6 +38,7 @@ from capsulelayers import (
     Mask,
     PrimaryCap,
     SpectralConv2D,
+    full_dtype,
     on_cpu,
 )
 from checkpoints import load_weights, save_weights
@@ -121,11 +122,17 @@ def CapsNet(
             f"two {kernel_size} x {kernel_size} convolutions: at least {smallest} x "
             f"{smallest}"
         )
+    full = full_dtype()  # of what half precision is not for
     x = layers.Input(shape=input_shape)
 
     # Layer 1: a conventional convolution.
     conv1 = SpectralConv2D(
-        filters, kernel_size, conv=conv, activation="relu", name="conv1"
+        filters,
+        kernel_size,
+        data_format="channels_last",
+        conv=conv,
+        activation="relu",
+        name="conv1",
     )(x)
 
     # Layer 2: a convolution whose outputs are grouped to capsules and squashed.
@@ -137,6 +144,7 @@ def CapsNet(
         strides=strides,
         padding="valid",
         conv=conv,
+        data_format="channels_last",
     )
 
     # Layer 3: the class capsules, by dynamic routing.
@@ -149,7 +157,7 @@ def CapsNet(
     )(primarycaps)
 
     # Layer 4: the length of each capsule, the probability of its class.
-    out_caps = Length(dtype="float32", name="capsnet")(digitcaps)
+    out_caps = Length(dtype=full, name="capsnet")(digitcaps)
 
     if not decoder:
         model = keras.Model(x, out_caps)
@@ -162,53 +170,71 @@ def CapsNet(
             layers.Input(shape=(n_class * dim_capsule,)),
             layers.Dense(512, activation="relu"),
             layers.Dense(1024, activation="relu"),
-            layers.Dense(math.prod(input_shape), activation="sigmoid", dtype="float32"),
-            layers.Reshape(input_shape, dtype="float32", name="out_recon"),
+            layers.Dense(math.prod(input_shape), activation="sigmoid", dtype=full),
+            layers.Reshape(input_shape, dtype=full, name="out_recon"),
         ],
         name="decoder",
     )
-    masked_by_y = Mask(dtype="float32")([digitcaps, y])
-    masked = Mask(dtype="float32")(digitcaps)
+    masked_by_y = Mask(dtype=full)([digitcaps, y])
+    masked = Mask(dtype=full)(digitcaps)
     train_model = keras.Model([x, y], [out_caps, reconstruct(masked_by_y)])
     eval_model = keras.Model(x, [out_caps, reconstruct(masked)])
 
     noise = layers.Input(shape=(n_class, dim_capsule))
-    noised_digitcaps = layers.Add(dtype="float32")([digitcaps, noise])
-    masked_noised_y = Mask(dtype="float32")([noised_digitcaps, y])
+    noised_digitcaps = layers.Add(dtype=full)([digitcaps, noise])
+    masked_noised_y = Mask(dtype=full)([noised_digitcaps, y])
     manipulate_model = keras.Model([x, y, noise], reconstruct(masked_noised_y))
     return train_model, eval_model, manipulate_model
 
 
-def _margin_losses(y_true, y_pred):
-    """The margin loss of each example, `(batch,)`."""
-    y_true = ops.cast(y_true, y_pred.dtype)
-    present = y_true * ops.square(ops.maximum(0.0, 0.9 - y_pred))
-    absent = (1.0 - y_true) * ops.square(ops.maximum(0.0, y_pred - 0.1))
-    return ops.sum(present + 0.5 * absent, axis=-1)
+@keras.saving.register_keras_serializable(package="capsnet")
+def margin_loss(y_true, y_pred, m_plus=0.9, m_minus=0.1, lambda_=0.5):
+    """The margin loss of each example (Sabour et al. 2017, eq. 4).
 
-
-def margin_loss(y_true, y_pred):
-    """The margin loss, averaged over the batch (Sabour et al. 2017, eq. 4).
+    Keras averages it over the batch, with the weights of examples or classes where
+    there are any.
 
     Args:
         y_true: tensor `(batch, n_class)`, 1 where a class is present, else 0. Several
             classes may be present.
         y_pred: tensor `(batch, n_class)`, the lengths of the class capsules.
+        m_plus: float. Length that the capsule of a class that is present should reach.
+            Defaults to 0.9.
+        m_minus: float. Length that the others should stay below. Defaults to 0.1.
+        lambda_: float. Weight of the classes that are absent. Defaults to 0.5.
 
     Returns:
-        A scalar tensor.
+        A tensor `(batch,)`.
     """
     y_pred = ops.convert_to_tensor(y_pred)
-    return ops.mean(_margin_losses(y_true, y_pred))
+    y_true = ops.cast(y_true, y_pred.dtype)
+    present = y_true * ops.square(ops.maximum(0.0, m_plus - y_pred))
+    absent = (1.0 - y_true) * ops.square(ops.maximum(0.0, y_pred - m_minus))
+    return ops.sum(present + lambda_ * absent, axis=-1)
 
 
 @keras.saving.register_keras_serializable(package="capsnet")
 class MarginLoss(keras.losses.Loss):
-    """`margin_loss` as a Keras loss that also takes sample weights."""
+    """`margin_loss` as a Keras loss, averaged over the batch.
+
+    Args:
+        m_plus: see `margin_loss`. Defaults to 0.9.
+        m_minus: likewise. Defaults to 0.1.
+        lambda_: likewise. Defaults to 0.5.
+        **kwargs: `name`, `reduction` and `dtype` of `keras.losses.Loss`.
+    """
+
+    def __init__(self, m_plus=0.9, m_minus=0.1, lambda_=0.5, **kwargs):
+        super().__init__(**kwargs)
+        self.margins = {"m_plus": m_plus, "m_minus": m_minus, "lambda_": lambda_}
 
     def call(self, y_true, y_pred):
         """Return the loss of each example, `(batch,)`."""
-        return _margin_losses(y_true, y_pred)
+        return margin_loss(y_true, y_pred, **self.margins)
+
+    def get_config(self):
+        """Return the arguments of the constructor."""
+        return {**super().get_config(), **self.margins}
 
 
 def architecture(model):

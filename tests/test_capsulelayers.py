@@ -1,5 +1,6 @@
 import os
 import shutil
+import warnings
 
 import keras
 import numpy as np
@@ -72,6 +73,20 @@ def test_squash_of_known_lengths():
     vectors = np.array([[3.0, 4.0], [0.6, 0.8], [0.0, 1e-2]], "float32")
     lengths = np.linalg.norm(ops.convert_to_numpy(squash(vectors)), axis=-1)
     np.testing.assert_allclose(lengths, [25 / 26, 0.5, 1e-4], rtol=1e-3)
+
+
+@pytest.mark.parametrize("dtype, size", [("float16", 150.0), ("float32", 1e19)])
+def test_squash_of_large_components_is_finite(dtype, size):
+    vectors = np.array([[size] * 8, [size, -size, *[0] * 6]], dtype)
+    squashed = squash(vectors)
+    assert keras.backend.standardize_dtype(squashed.dtype) == dtype
+    expected = [[8**-0.5] * 8, [0.5**0.5, -(0.5**0.5), *[0] * 6]]
+    result = ops.convert_to_numpy(squashed)
+    np.testing.assert_allclose(result, expected, rtol=1e-3, atol=1e-6)
+    (gradient,) = layer_gradients(Squash(dtype=dtype), vectors, ops.sum)
+    assert np.isfinite(gradient).all() and abs(gradient).max() < 0.1
+    lengths = ops.convert_to_numpy(Length(dtype=dtype)(vectors))
+    np.testing.assert_allclose(lengths / size, [8**0.5, 2**0.5], rtol=1e-3)
 
 
 def test_squash_works_along_any_axis():
@@ -185,6 +200,81 @@ def test_agreement_wins():
     assert lengths[0][0] > lengths[0][1]
 
 
+def test_masked_capsules_send_nothing():
+    u, W = array(2, 9, 4), array(3, 9, 5, 4)
+    kept = np.arange(9) % 3 > 0
+    inputs = keras.Input((9, 4))
+    masked = keras.layers.Masking()(inputs)  # of capsules that are all zeros
+    layer = capsule_layer(W)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = keras.Model(inputs, Length()(layer(masked)))
+    lengths = model.predict(u * kept[:, None], verbose=0)
+    expected = Length()(capsule_layer(W[:, kept])(u[:, kept]))
+    np.testing.assert_allclose(lengths, ops.convert_to_numpy(expected), atol=1e-6)
+    mask = np.tile(kept, (2, 1))
+    lengths = Length()(layer(u, mask=mask))
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(lengths), ops.convert_to_numpy(expected), atol=1e-6
+    )
+
+
+def test_the_weight_may_be_regularized_and_constrained():
+    layer = CapsuleLayer(
+        3, 5, kernel_regularizer=keras.regularizers.L2(0.5), kernel_constraint="non_neg"
+    )
+    layer = CapsuleLayer.from_config(layer.get_config())
+    layer.build((None, 9, 4))
+    W = layer.get_weights()[0]
+    assert float(layer.losses[0]) == pytest.approx(0.5 * (W**2).sum(), rel=1e-5)
+    constrained = ops.convert_to_numpy(layer.W.constraint(layer.W.value))
+    np.testing.assert_array_equal(constrained, np.maximum(W, 0))
+
+
+@pytest.mark.parametrize("shape", [(7, 12, 4), (7, 9, 5), (7, 9, 4, 1)])
+def test_capsules_of_another_number_are_refused_where_the_graph_is_made(shape):
+    layer = capsule_layer(array(3, 9, 5, 4))
+    with pytest.raises(ValueError, match="incompatible with the layer"):
+        layer(keras.Input(batch_shape=shape))
+
+
+@pytest.mark.parametrize(
+    "policy", ["float32", "float64", "mixed_bfloat16", "mixed_float16"]
+)
+def test_layers_give_the_dtype_that_they_tell(policy):
+    if policy == "float64" and keras.backend.backend() == "jax":
+        pytest.skip("JAX computes in float64 where the whole process does")
+    keras.config.set_dtype_policy(policy)
+    try:
+        inputs = keras.Input((11, 11, 1))
+        x = PrimaryCap(inputs, 4, 2, 5, 2, "valid", conv="spectral")
+        v = CapsuleLayer(3, 5)(x)
+        model = keras.Model(inputs, [x, v, Length()(v), Mask()(v)])
+        outputs = model(array(2, 11, 11, 1))
+    finally:
+        keras.config.set_dtype_policy("float32")
+    dtypes = [keras.backend.standardize_dtype(output.dtype) for output in outputs]
+    assert dtypes == [tensor.dtype for tensor in model.outputs]
+    full, other = "float32", policy.removeprefix("mixed_")
+    full = "float64" if policy == "float64" else full
+    assert dtypes == [full, full, other, other]
+
+
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="needs another process")
+def test_float64_is_computed_in_float64():
+    u, W = array(2, 9, 4).astype("float64"), array(3, 9, 5, 4).astype("float64")
+    v = ops.convert_to_numpy(capsule_layer(W, dtype="float64")(u))
+    np.testing.assert_allclose(v, routed_by_the_book(u, W, 3)[0], atol=1e-12)
+    x = array(2, 20, 20, 3).astype("float64")
+    outputs = []
+    for form in ("direct", "spectral", "patches"):
+        keras.utils.set_random_seed(0)
+        layer = SpectralConv2D(5, 9, 2, conv=form, dtype="float64")
+        outputs.append(ops.convert_to_numpy(layer(x)))
+    for other in outputs[1:]:
+        np.testing.assert_allclose(other, outputs[0], atol=1e-11)
+
+
 def test_unknown_batch_size_in_the_graph():
     inputs = keras.Input((9, 4))
     model = keras.Model(inputs, CapsuleLayer(3, 5)(inputs))
@@ -244,6 +334,44 @@ def test_without_routing_gradient_the_coefficients_are_constants():
     )
     through_all = layer_gradients(capsule_layer(W), u, sum_of_squares)
     assert abs(through_all[1] - dW).max() > 1e-3
+
+
+@pytest.mark.parametrize("block_bytes", [2**26, 4000], ids=["whole", "blocks"])
+def test_capsules_of_many_dimensions_are_routed_by_the_book(block_bytes, monkeypatch):
+    monkeypatch.setattr(capsulelayers, "ROUTING_BLOCK_BYTES", block_bytes)
+    u, W = array(2, 7, 40), array(3, 7, 5, 40, scale=0.2)
+    direction = array(2, 3, 5)
+
+    def loss(v):
+        return ops.sum(ops.multiply(v, direction))
+
+    v, gradients = output_and_gradients(capsule_layer(W), u, loss)
+    np.testing.assert_allclose(v, routed_by_the_book(u, W, 3)[0], atol=1e-5)
+    exact_u, exact_W, h = u.astype("float64"), W.astype("float64"), 1e-5
+    step_u, step_W = array(*u.shape), array(*W.shape)
+    ahead, behind = (
+        (
+            routed_by_the_book(exact_u + s * step_u, exact_W + s * step_W, 3)[0]
+            * direction
+        )
+        for s in (h, -h)
+    )
+    slope = (ahead - behind).sum() / (2 * h)
+    du, dW = gradients
+    assert (du * step_u).sum() + (dW * step_W).sum() == pytest.approx(slope, rel=1e-3)
+
+
+@pytest.mark.skipif(not TENSORFLOW, reason="reads TensorFlow's graph")
+def test_the_graph_does_not_grow_with_the_dimension_of_the_input_capsules():
+    import tensorflow as tf
+
+    numbers = []
+    for D in (8, 64, 256):
+        layer = capsule_layer(array(3, 7, 5, D))
+        differentiate = tf.function(lambda u, layer=layer: tf.gradients(layer(u), u))
+        graph = differentiate.get_concrete_function(tf.TensorSpec((2, 7, D))).graph
+        numbers.append(len(graph.get_operations()))
+    assert numbers[2] == numbers[1] < numbers[0]
 
 
 @pytest.mark.skipif(not TENSORFLOW, reason="reads TensorFlow's graph")
@@ -354,6 +482,66 @@ def test_every_form_of_convolution_agrees_with_keras(case, form):
         np.testing.assert_allclose(a, b, atol=1e-5 * abs(b).max())
 
 
+def test_positions_of_arguments_are_those_of_conv2d():
+    layer = SpectralConv2D(8, 3, 2, "same")
+    assert (layer.strides, layer.padding) == ((2, 2), "same")
+    with pytest.raises(TypeError):
+        CapsuleLayer(3, 5, 3, None, True)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="of JAX")
+def test_a_layer_may_be_made_while_jax_traces():
+    import jax
+
+    forms, x = [], array(2, 20, 20, 64)
+
+    def trace(x):
+        layer = SpectralConv2D(64, 9, strides=2)
+        y = layer(x)
+        forms.append(layer.form)
+        return y
+
+    jax.eval_shape(trace, x)
+    layer = SpectralConv2D(64, 9, strides=2)
+    layer.build(x.shape)
+    assert forms == [layer.form]
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="how JAX says it")
+def test_the_products_of_the_spectral_form_have_all_bits():
+    import jax
+
+    layer = SpectralConv2D(4, 5, conv="spectral")
+    layer.build((None, 12, 12, 2))
+    weights = [weight.value for weight in layer.trainable_variables]
+
+    def loss(x, weights):
+        return layer.stateless_call(weights, [], x)[0].sum()
+
+    program = str(jax.make_jaxpr(jax.grad(loss, (0, 1)))(array(2, 12, 12, 2), weights))
+    products = program.count("dot_general[")
+    assert products >= 7 and program.count("precision=(Precision.HIGHEST") == products
+
+
+def test_where_products_are_rounded_the_spectral_form_is_not_taken(monkeypatch):
+    monkeypatch.setattr(capsulelayers, "_products_are_rounded", lambda: True)
+    layer = SpectralConv2D(64, 9, strides=2)
+    layer.build((None, 20, 20, 64))
+    assert layer.form == "direct"
+    with pytest.raises(ValueError, match="needs all bits of float32"):
+        SpectralConv2D(64, 9, conv="spectral").build((None, 20, 20, 64))
+
+
+def test_sums_of_the_softmax_are_no_products_on_an_accelerator(monkeypatch):
+    monkeypatch.setattr(capsulelayers, "on_cpu", lambda: False)
+    x = array(6, 4, 5)
+    expected = np.exp(x) / np.exp(x).sum(0)
+    monkeypatch.setattr(capsulelayers.ops, "ones", None)  # for the product with ones
+    result = capsulelayers._softmax_over_first(ops.convert_to_tensor(x))
+    result = ops.convert_to_numpy(result)
+    np.testing.assert_allclose(result, expected, rtol=1e-5)
+
+
 @pytest.mark.skipif(not capsulelayers.on_cpu(), reason="direct on an accelerator")
 def test_small_kernels_are_not_transformed():
     layer = SpectralConv2D(16, 3)
@@ -400,6 +588,27 @@ def test_primary_capsules_give_the_recorded_values(recorded, form):
     ]
     result = model.predict(recorded["primary_in"], verbose=0)
     np.testing.assert_allclose(result, recorded["primary_out"], atol=1e-5)
+
+
+def test_a_model_may_have_two_layers_of_primary_capsules():
+    inputs = keras.Input((20, 20, 1))
+    x = PrimaryCap(inputs, 4, 2, 5, 2, "valid")
+    y = PrimaryCap(inputs, 4, 2, 5, 2, "valid", name="second")
+    model = keras.Model(inputs, keras.layers.Concatenate(axis=1)([x, y]))
+    names = {layer.name for layer in model.layers}
+    assert {"primarycap_conv2d", "second_conv2d", "second_squash"} <= names
+
+
+def test_channels_first_make_the_same_capsules():
+    x = array(2, 14, 13, 3)
+    outputs = []
+    for data_format in ("channels_last", "channels_first"):
+        images = x if data_format == "channels_last" else x.transpose(0, 3, 1, 2)
+        inputs = keras.Input(images.shape[1:])
+        keras.utils.set_random_seed(0)
+        capsules = PrimaryCap(inputs, 4, 2, 5, 2, "valid", data_format=data_format)
+        outputs.append(keras.Model(inputs, capsules).predict(images, verbose=0))
+    np.testing.assert_allclose(*outputs, atol=1e-5)
 
 
 # The file as a whole -----------------------------------------------------------------

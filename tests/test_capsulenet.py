@@ -164,14 +164,43 @@ def test_half_precision_keeps_outputs_and_weights_in_float32():
 def test_margin_loss_gives_the_recorded_values(recorded, which):
     y_true, y_pred = recorded[f"margin_true{which}"], recorded["margin_pred"]
     expected = recorded[f"margin_loss{which}"]
-    assert float(margin_loss(y_true, y_pred)) == pytest.approx(expected, abs=1e-6)
+    mean = ops.mean(margin_loss(y_true, y_pred))
+    assert float(mean) == pytest.approx(expected, abs=1e-6)
     assert float(MarginLoss()(y_true, y_pred)) == pytest.approx(expected, abs=1e-6)
 
 
 def test_margin_loss_of_known_lengths():
-    y_true = np.array([[1, 0, 0]], "float32")
-    assert float(margin_loss(y_true, [[0.9, 0.1, 0.0]])) == 0
-    assert float(margin_loss(y_true, [[0.4, 0.3, 0.1]])) == pytest.approx(0.25 + 0.02)
+    y_true = np.array([[1, 0, 0]] * 2, "float32")
+    losses = margin_loss(y_true, [[0.9, 0.1, 0.0], [0.4, 0.3, 0.1]])
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(losses), [0, 0.25 + 0.02], atol=1e-7
+    )
+    other = MarginLoss(m_plus=1.0, m_minus=0.0, lambda_=2.0)
+    again = MarginLoss.from_config(other.get_config())
+    for loss in (other, again):  # one example: 0.6^2 + 2 (0.3^2 + 0.1^2)
+        assert float(loss(y_true[:1], [[0.4, 0.3, 0.1]])) == pytest.approx(0.56)
+
+
+@pytest.mark.parametrize("loss", [margin_loss, MarginLoss()], ids=["function", "class"])
+def test_margin_loss_takes_the_weights_that_keras_gives(loss, tmp_path):
+    """A model from lengths to lengths, on an example that is right and one wrong."""
+    lengths = np.array([[0.9, 0.1], [0.9, 0.1]], "float32")
+    y = np.array([[1, 0], [0, 1]], "float32")
+    wrong = 0.5 * 0.8**2 + 0.8**2
+    inputs = keras.Input((2,))
+    model = keras.Model(inputs, keras.layers.Identity()(inputs))
+    model.compile(loss=loss)
+    model.save(tmp_path / "compiled.keras")
+    loaded = keras.saving.load_model(tmp_path / "compiled.keras")
+    for each in (model, loaded):
+        for weights, expected in (
+            (None, wrong / 2),
+            ([1.0, 0.0], 0),
+            ([0.0, 1.0], wrong / 2),
+        ):
+            weights = None if weights is None else np.array(weights)
+            value = each.evaluate(lengths, y, sample_weight=weights, verbose=0)
+            assert value == pytest.approx(expected, abs=1e-6)
 
 
 # Training ----------------------------------------------------------------------------
@@ -229,7 +258,7 @@ def test_validation_figures_are_exact_with_a_smaller_last_batch(trained):
     lengths, recon = trained.trio[0].predict([x, y], verbose=0)
     last = read_log(trained.save_dir)[-1]
     assert last["val_capsnet_loss"] == pytest.approx(
-        float(margin_loss(y, lengths)), rel=1e-4
+        float(ops.mean(margin_loss(y, lengths))), rel=1e-4
     )
     assert last["val_decoder_loss"] == pytest.approx(
         np.mean((recon - x) ** 2), rel=1e-4
