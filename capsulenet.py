@@ -51,6 +51,7 @@ from utils import (
     plot_log,
     plot_mistakes,
     plot_predictions,
+    printable,
     save_image,
 )
 
@@ -971,6 +972,9 @@ def predict_files(args):
     Args:
         args: namespace of the command line.
 
+    Returns:
+        The number of pictures that can't be read.
+
     Raises:
         OSError: if the weights can't be read.
         ValueError: if they are none, or no picture can be read.
@@ -987,7 +991,7 @@ def predict_files(args):
         try:
             picture = datasets.read_picture(path)
         except ValueError as error:
-            print(f"Left out: {error}", file=sys.stderr)
+            print(f"Left out: {printable(error)}", file=sys.stderr)
             continue
         images.append(
             datasets.fit_picture(
@@ -996,7 +1000,8 @@ def predict_files(args):
         )
         read.append(path)
     if not images:
-        raise ValueError(f"--predict {' '.join(args.predict)}: no readable pictures")
+        asked = printable(" ".join(args.predict))
+        raise ValueError(f"--predict {asked}: no readable pictures")
     classes, lengths, reconstructions = predict(model, np.stack(images))
     names = about["class_names"]
     if not args.json:
@@ -1011,13 +1016,14 @@ def predict_files(args):
             )
         else:
             text = "  ".join(f"{name} {length:.3f}" for name, length in likeliest)
-            print(f"{names[chosen]:<12}  {text:<42}  {path}")
+            print(f"{names[chosen]:<12}  {text:<42}  {printable(path)}")
     if args.save_dir != build_parser().get_default("save_dir"):
         make_save_dir(args.save_dir)
         path = os.path.join(args.save_dir, "predictions.png")
         titles = [names[chosen] for chosen in classes]
         plot_predictions(images, reconstructions, titles, path)
         print(f"Pictures and reconstructions: {path}", file=sys.stderr)
+    return len(files) - len(read)
 
 
 # Command line ------------------------------------------------------------------------
@@ -1039,7 +1045,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         """End the program with one line."""
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        self.exit(2, f"{self.prog}: error: {printable(message)}\n")
 
 
 def build_parser():
@@ -1156,7 +1162,8 @@ def build_parser():
         "--predict",
         nargs="+",
         metavar="FILE",
-        help="tell the classes of pictures or folders of pictures, with -w",
+        help="tell the classes of pictures or folders of pictures, with -w; exits with 1 "
+        "where some of them can't be read, with 2 where none can",
     )
     add("--json", action="store_true", help="--predict prints JSON, an object a line")
     add(
@@ -1378,7 +1385,8 @@ def one_line_errors():
 
 
 def _fail(reason, code):
-    print(f"{os.path.basename(sys.argv[0])}: error: {reason}", file=sys.stderr)
+    name = os.path.basename(sys.argv[0])
+    print(f"{name}: error: {printable(reason)}", file=sys.stderr)
     raise SystemExit(code)
 
 
@@ -1394,7 +1402,8 @@ def run(args):
     with one_line_errors():
         if args.predict:
             check_options(args)
-            predict_files(args)
+            if predict_files(args):  # some can't be read, which was said
+                raise SystemExit(1)
             return
         (train_model, eval_model, manipulate_model), data = _prepare(args)
         print(args)

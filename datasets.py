@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 import devices
-from utils import whole_file
+from utils import printable, whole_file
 
 MNIST_PATH = os.path.join(os.path.dirname(os.path.abspath(__file__)), "data/mnist.npz")
 MNIST_SHA256 = "edb50ad5c9f6ad6c7843b0e70355c1294158ccceb854766360abaa61e690c70a"
@@ -387,14 +387,15 @@ def load_folder(path, image_size=None, color="auto", test_share=0.2, seed=0):
     if len(names) < 2:
         raise ValueError(
             f"{path}: needs a sub-folder of pictures for each of two classes or more, "
-            f"found {', '.join(names) or 'none'}"
+            f"found {printable(', '.join(names)) or 'none'}"
         )
     files, labels, splits = [], [], []
     for split, root in enumerate(roots):
         for label, name in enumerate(names):
             found = _pictures(os.path.join(root, name))
             if not found:
-                raise ValueError(f"{os.path.join(root, name)}: holds no pictures")
+                where = printable(os.path.join(root, name))
+                raise ValueError(f"{where}: holds no pictures")
             files += found
             labels += [label] * len(found)
             splits += [split] * len(found)
@@ -404,7 +405,8 @@ def load_folder(path, image_size=None, color="auto", test_share=0.2, seed=0):
         splits = _draw_test(labels, test_share, seed)
     for label, name in enumerate(names):
         if not (labels == label).any():
-            raise ValueError(f"{os.path.join(path, name)}: holds no readable pictures")
+            where = printable(os.path.join(path, name))
+            raise ValueError(f"{where}: holds no readable pictures")
     train, test = (np.flatnonzero(splits == split) for split in (0, 1))
     if not len(train) or not len(test):
         raise ValueError(f"{path}: too few pictures for a training and a test set")
@@ -498,7 +500,7 @@ def _read_pictures(path, files, image_size, color):
         try:
             picture = read_picture(file)
         except ValueError as error:
-            print(f"\nLeft out: {error}")
+            print(f"\nLeft out: {printable(error)}")
             continue
         if size is None and pictures and picture.size != pictures[0].size:
             size = (32, 32)
