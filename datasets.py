@@ -3,6 +3,7 @@
 `load` takes what `--dataset` takes: a name, a folder of pictures, or an `.npz` file.
 """
 
+import contextlib
 import hashlib
 import io
 import json
@@ -37,6 +38,9 @@ FORMATS = ("PNG", "JPEG", "BMP", "GIF")
 
 LARGEST_PICTURE = 50_000_000
 """Pixels of a picture that is still read; what claims more is refused unread."""
+
+CACHE_BYTES = 4_000_000_000
+"""What the cache of pictures holds at most; what was longest unused leaves it first."""
 
 _ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 _FASHION = (
@@ -363,7 +367,8 @@ def load_folder(path, image_size=None, color="auto", test_share=0.2, seed=0):
     The sub-folders stand in the folder itself, or under `train` and `test` in it.
     Without those a share of each class is drawn for the test. A picture that can't be
     read is named and left out. What was read is cached in Keras' directory
-    (`~/.keras`), until a file, or one of the arguments, changes.
+    (`~/.keras`), until a file, or one of the arguments, changes, or others are used
+    that need its place (`CACHE_BYTES`).
 
     Args:
         path: str. The folder.
@@ -471,6 +476,8 @@ def _read_cached(path, files, image_size, color):
     try:
         with np.load(cached, allow_pickle=False) as file:
             images, readable = file["images"], file["readable"]
+        with contextlib.suppress(OSError):
+            os.utime(cached)  # by which `_trim_cache` tells when it was used
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         images, readable = _read_pictures(path, files, image_size, color)
         _write_cache(cached, images=images, readable=readable)
@@ -481,12 +488,38 @@ def _read_cached(path, files, image_size, color):
 
 
 def _write_cache(path, **arrays):
+    """Write arrays to the cache, and keep it below `CACHE_BYTES`."""
     try:
+        if sum(array.nbytes for array in arrays.values()) > CACHE_BYTES:
+            raise OSError(f"they take more than {CACHE_BYTES / 1e9:.0f} GB")
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with whole_file(path) as temporary, open(temporary, "wb") as file:
             np.savez(file, **arrays)
     except OSError as error:
         print(f"The pictures are not cached ({error}): the next start reads them again")
+    _trim_cache(os.path.dirname(path))
+
+
+def _trim_cache(folder):
+    """Remove the files longest unused until the others take at most `CACHE_BYTES`.
+
+    Another process may do the same: what is gone already, or can't be removed, costs
+    nothing. Files that a dead process left half written go the same way.
+    """
+    found = []
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(folder):
+            with contextlib.suppress(OSError):
+                about = entry.stat(follow_symlinks=False)
+                if entry.name.endswith(".npz") and stat.S_ISREG(about.st_mode):
+                    found.append((about.st_mtime_ns, entry.path, about.st_size))
+    total = sum(size for *_, size in found)
+    for _, path, size in sorted(found):
+        if total <= CACHE_BYTES:
+            break
+        with contextlib.suppress(OSError):
+            os.remove(path)
+        total -= size
 
 
 def _read_pictures(path, files, image_size, color):
