@@ -219,7 +219,8 @@ def architecture(model):
         model: the training or evaluation model.
 
     Returns:
-        A dict that JSON can hold.
+        A dict that JSON can hold. `conv` is what was asked for, so that `"auto"` chooses
+        anew on another machine.
     """
     conv1, primary, digitcaps = (
         model.get_layer(name) for name in ("conv1", "primarycap_conv2d", "digitcaps")
@@ -236,6 +237,8 @@ def architecture(model):
         "dim_primary": dim_primary,
         "dim_capsule": digitcaps.dim_capsule,
         "decoder": any(layer.name == "decoder" for layer in model.layers),
+        "conv": conv1.conv,
+        "routing_gradient": digitcaps.routing_gradient,
     }
 
 
@@ -874,15 +877,23 @@ def predict(model, images):
     return lengths.argmax(1), lengths, images
 
 
-def load_model(path, routings=3):
+class _ImageSize(ValueError):
+    """These are a `CapsNet`'s weights, but of images of unknown or another size."""
+
+
+def load_model(path, routings=3, input_shape=None):
     """Build the trio that a file of weights is of, and load the weights.
 
     What `train` writes tells its own architecture. Of other files the sizes are read
-    from the weights; the image is then taken for a square, and the second stride for 2.
+    from the weights, the second stride being taken for 2; where images of several sizes
+    have as many pixels and primary capsules, a square is taken.
 
     Args:
         path: str. A file as `load_weights` takes it.
         routings: int. Routing iterations where the file does not tell. Defaults to 3.
+        input_shape: tuple `(height, width)` or `(height, width, channels)` of the
+            images, where the file does not tell. Weights alone do not tell height from
+            width, nor, without a decoder, either. Defaults to what the file tells.
 
     Returns:
         `(trio, about)`: the three models of `CapsNet`, and a dict of `class_names` and
@@ -890,18 +901,24 @@ def load_model(path, routings=3):
 
     Raises:
         OSError: if the file can't be read.
-        ValueError: if it holds no weights of a `CapsNet`.
+        ValueError: if it holds no weights of a `CapsNet`, or of one of images of
+            another shape than `input_shape`, or does not tell their shape.
     """
     about, weights = checkpoints.read(path)
     try:
         said = {"routings": routings, **about.get("architecture", {})}
-        built = _architecture_of(weights, said)
+        built = _architecture_of(weights, said, input_shape)
         names = about.get("class_names") or [str(i) for i in range(built["n_class"])]
         if len(names) != built["n_class"] or not all(
             map(datasets.is_class_name, names)
         ):
             raise ValueError(f"{built['n_class']} classes, names {repr(names)[:100]}")
-        trio = CapsNet(**built)
+        try:
+            trio = CapsNet(**built)
+        except ValueError:  # a form of convolution that this machine does not compute
+            trio = CapsNet(**{**built, "conv": "auto"})
+    except _ImageSize as error:
+        raise ValueError(f"{path}: {error}") from None
     except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise ValueError(f"{path}: not a CapsNet's weights ({error!r})") from error
     except ValueError as error:
@@ -915,11 +932,12 @@ def load_model(path, routings=3):
     }
 
 
-def _architecture_of(weights, said):
+def _architecture_of(weights, said, input_shape=None):
     """Read the arguments of `CapsNet` from weights.
 
     What the weights do not tell is taken from `said`, by which nothing can be larger
-    than the weights allow.
+    than the weights allow, and the shape of the images from `input_shape` where `said`
+    has none.
     """
     kernel_size, _, channels, filters = weights["conv1"][0].shape
     n_class, n_primary, dim_capsule, dim_primary = weights["digitcaps"][0].shape
@@ -936,17 +954,30 @@ def _architecture_of(weights, said):
     for name in built.keys() & said.keys():
         if said[name] != built[name]:
             raise ValueError(f"{name} is {built[name]} and not {said[name]}")
-    if "input_shape" in said:
-        shape = tuple(map(operator.index, said["input_shape"]))
-    else:
-        side = math.isqrt(len(weights["decoder"][-1]) // channels)
-        shape = (side, side, channels)
     routings = operator.index(said["routings"])
     strides = operator.index(said.get("strides", 2))
     if not (1 <= routings <= MOST_ROUTINGS and 1 <= strides <= kernel_size):
         raise ValueError(f"routings {routings}, strides {strides}")
-    places = [(s - 2 * (kernel_size - 1) - 1) // strides + 1 for s in shape[:2]]
-    if min(places) < 1 or math.prod(places) * built["n_channels"] != n_primary:
+    conv, gradient = said.get("conv", "auto"), said.get("routing_gradient", True)
+    if conv not in CONV_FORMS or not isinstance(gradient, bool):
+        raise ValueError(f"conv {conv!r:.100}, routing_gradient {gradient!r:.100}")
+
+    def places(height, width):
+        sides = [
+            (s - 2 * (kernel_size - 1) - 1) // strides + 1 for s in (height, width)
+        ]
+        return math.prod(sides) if min(sides) > 0 else 0
+
+    if "input_shape" in said:
+        shape = tuple(map(operator.index, said["input_shape"]))
+    elif input_shape:
+        shape = tuple(map(operator.index, (*input_shape, channels)[:3]))
+    else:
+        positions = n_primary // built["n_channels"]
+        shape = (*_image_size_of(weights, channels, positions, places), channels)
+    if input_shape and tuple(input_shape) != shape[: len(input_shape)]:
+        raise _ImageSize(f"its images are {shape}, not {tuple(input_shape)}")
+    if places(*shape[:2]) * built["n_channels"] != n_primary:
         raise ValueError(f"{n_primary} primary capsules on images of {shape}")
     sizes = [n_class * dim_capsule, 512, 1024, math.prod(shape)]
     dense = [shape for pair in itertools.pairwise(sizes) for shape in (pair, pair[1:])]
@@ -959,7 +990,46 @@ def _architecture_of(weights, said):
         found = [array.shape for array in weights.get(name, [])]
         if found != shapes:
             raise ValueError(f"{name} has shapes {found}, not {shapes}")
-    return {**built, "input_shape": shape, "routings": routings, "strides": strides}
+    return {
+        **built,
+        "input_shape": shape,
+        "routings": routings,
+        "strides": strides,
+        "conv": conv,
+        "routing_gradient": gradient,
+    }
+
+
+def _image_size_of(weights, channels, positions, places):
+    """Find height and width of the images from weights.
+
+    Args:
+        weights: dict that `checkpoints.read` returned.
+        channels: int.
+        positions: int. Where primary capsules are.
+        places: function of height and width that gives their number.
+
+    Raises:
+        _ImageSize: if the weights do not tell.
+    """
+    way_out = "input_shape=(HEIGHT, WIDTH), or --image_size HEIGHTxWIDTH, does"
+    if "decoder" not in weights:
+        raise _ImageSize(
+            f"without a decoder, weights do not tell the size of the images: {way_out}"
+        )
+    pixels = len(weights["decoder"][-1]) // channels
+    heights = range(1, math.isqrt(pixels) + 1)
+    sizes = [(h, pixels // h) for h in heights if pixels % h == 0]
+    fitting = [size for size in sizes if places(*size) == positions]
+    if not fitting:
+        raise ValueError(f"no image has {pixels} pixels and {positions} positions")
+    height, width = fitting[-1]
+    if height != width:
+        either = " or ".join(f"{h} x {w} or {w} x {h}" for h, w in fitting)
+        raise _ImageSize(
+            f"the weights do not tell whether images are {either} pixels: {way_out}"
+        )
+    return height, width
 
 
 def predict_files(args):
@@ -981,7 +1051,7 @@ def predict_files(args):
     """
     if args.weights is None:
         raise ValueError("--predict: needs weights, -w FILE")
-    (_, model, _), about = load_model(args.weights, args.routings)
+    (_, model, _), about = load_model(args.weights, args.routings, args.image_size)
     files = []
     for path in args.predict:
         files += datasets.pictures_under(path) if os.path.isdir(path) else [path]
@@ -1144,7 +1214,8 @@ def build_parser():
         "--image_size",
         default=None,
         type=_image_size,
-        help="side of a folder's pictures, or HEIGHTxWIDTH; their own if absent",
+        help="side of a folder's pictures, or HEIGHTxWIDTH, their own if absent; for "
+        "--predict that of the images of -w's network, where its file does not tell",
     )
     add(
         "--color",

@@ -322,6 +322,25 @@ def test_hostile_names_in_errors_are_shown_and_not_obeyed(
         assert r"\x1b[2J\x1b[Hbee" in said
 
 
+def test_pictures_that_are_no_squares_are_told_by_a_foreign_file(
+    tmp_path, call, capsys
+):
+    trio = capsulenet.CapsNet((18, 24, 1), 2, 3, filters=4, n_channels=2)
+    trio[0].save_weights(tmp_path / "a.weights.h5")
+    image = np.arange(18 * 24, dtype="uint8").reshape(18, 24)
+    Image.fromarray(image).save(tmp_path / "a.png")
+    predict = ("--predict", "a.png", "-w", "a.weights.h5", "--json")
+    told = json.loads(call(*predict, "--image_size", "18x24").out)
+    (expected,), _ = trio[1].predict(image.reshape(1, 18, 24, 1) / 255.0, verbose=0)
+    for digit in range(2):
+        assert told["lengths"][str(digit)] == pytest.approx(expected[digit], abs=1e-4)
+    with pytest.raises(SystemExit) as caught:
+        call(*predict)
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert "18 x 24 or 24 x 18" in said and "--image_size HEIGHTxWIDTH" in said
+
+
 def test_pictures_of_which_none_is_readable_are_bad_input(
     tmp_path, call, two_classes, capsys
 ):
