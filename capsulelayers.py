@@ -195,10 +195,12 @@ class Mask(keras.layers.Layer):
             capsules, mask = inputs
         else:
             capsules = inputs
-            mask = ops.one_hot(
-                ops.argmax(ops.sum(ops.square(_full(capsules)), axis=-1), axis=-1),
-                capsules.shape[1],
-            )
+            squared = ops.sum(ops.square(_full(capsules)), axis=-1)
+            longest = squared >= ops.max(squared, axis=-1, keepdims=True)
+            # Of integers: of floats TensorFlow's takes operations on bits, which neither
+            # ONNX nor LiteRT has.
+            first = ops.argmax(ops.cast(longest, "int32"), axis=-1)
+            mask = ops.one_hot(first, capsules.shape[1])
         masked = capsules * ops.expand_dims(ops.cast(mask, capsules.dtype), -1)
         return ops.reshape(masked, (-1, capsules.shape[1] * capsules.shape[2]))
 

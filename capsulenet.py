@@ -52,6 +52,7 @@ from utils import (
     plot_log,
     plot_mistakes,
     plot_predictions,
+    printable,
     save_image,
 )
 
@@ -244,7 +245,8 @@ def architecture(model):
         model: the training or evaluation model.
 
     Returns:
-        A dict that JSON can hold.
+        A dict that JSON can hold. `conv` is what was asked for, so that `"auto"` chooses
+        anew on another machine.
     """
     conv1, primary, digitcaps = (
         model.get_layer(name) for name in ("conv1", "primarycap_conv2d", "digitcaps")
@@ -261,6 +263,8 @@ def architecture(model):
         "dim_primary": dim_primary,
         "dim_capsule": digitcaps.dim_capsule,
         "decoder": any(layer.name == "decoder" for layer in model.layers),
+        "conv": conv1.conv,
+        "routing_gradient": digitcaps.routing_gradient,
     }
 
 
@@ -899,15 +903,23 @@ def predict(model, images):
     return lengths.argmax(1), lengths, images
 
 
-def load_model(path, routings=3):
+class _ImageSize(ValueError):
+    """These are a `CapsNet`'s weights, but of images of unknown or another size."""
+
+
+def load_model(path, routings=3, input_shape=None):
     """Build the trio that a file of weights is of, and load the weights.
 
     What `train` writes tells its own architecture. Of other files the sizes are read
-    from the weights; the image is then taken for a square, and the second stride for 2.
+    from the weights, the second stride being taken for 2; where images of several sizes
+    have as many pixels and primary capsules, a square is taken.
 
     Args:
         path: str. A file as `load_weights` takes it.
         routings: int. Routing iterations where the file does not tell. Defaults to 3.
+        input_shape: tuple `(height, width)` or `(height, width, channels)` of the
+            images, where the file does not tell. Weights alone do not tell height from
+            width, nor, without a decoder, either. Defaults to what the file tells.
 
     Returns:
         `(trio, about)`: the three models of `CapsNet`, and a dict of `class_names` and
@@ -915,18 +927,24 @@ def load_model(path, routings=3):
 
     Raises:
         OSError: if the file can't be read.
-        ValueError: if it holds no weights of a `CapsNet`.
+        ValueError: if it holds no weights of a `CapsNet`, or of one of images of
+            another shape than `input_shape`, or does not tell their shape.
     """
     about, weights = checkpoints.read(path)
     try:
         said = {"routings": routings, **about.get("architecture", {})}
-        built = _architecture_of(weights, said)
+        built = _architecture_of(weights, said, input_shape)
         names = about.get("class_names") or [str(i) for i in range(built["n_class"])]
         if len(names) != built["n_class"] or not all(
             map(datasets.is_class_name, names)
         ):
             raise ValueError(f"{built['n_class']} classes, names {repr(names)[:100]}")
-        trio = CapsNet(**built)
+        try:
+            trio = CapsNet(**built)
+        except ValueError:  # a form of convolution that this machine does not compute
+            trio = CapsNet(**{**built, "conv": "auto"})
+    except _ImageSize as error:
+        raise ValueError(f"{path}: {error}") from None
     except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise ValueError(f"{path}: not a CapsNet's weights ({error!r})") from error
     except ValueError as error:
@@ -940,11 +958,12 @@ def load_model(path, routings=3):
     }
 
 
-def _architecture_of(weights, said):
+def _architecture_of(weights, said, input_shape=None):
     """Read the arguments of `CapsNet` from weights.
 
     What the weights do not tell is taken from `said`, by which nothing can be larger
-    than the weights allow.
+    than the weights allow, and the shape of the images from `input_shape` where `said`
+    has none.
     """
     kernel_size, _, channels, filters = weights["conv1"][0].shape
     n_class, n_primary, dim_capsule, dim_primary = weights["digitcaps"][0].shape
@@ -961,17 +980,30 @@ def _architecture_of(weights, said):
     for name in built.keys() & said.keys():
         if said[name] != built[name]:
             raise ValueError(f"{name} is {built[name]} and not {said[name]}")
-    if "input_shape" in said:
-        shape = tuple(map(operator.index, said["input_shape"]))
-    else:
-        side = math.isqrt(len(weights["decoder"][-1]) // channels)
-        shape = (side, side, channels)
     routings = operator.index(said["routings"])
     strides = operator.index(said.get("strides", 2))
     if not (1 <= routings <= MOST_ROUTINGS and 1 <= strides <= kernel_size):
         raise ValueError(f"routings {routings}, strides {strides}")
-    places = [(s - 2 * (kernel_size - 1) - 1) // strides + 1 for s in shape[:2]]
-    if min(places) < 1 or math.prod(places) * built["n_channels"] != n_primary:
+    conv, gradient = said.get("conv", "auto"), said.get("routing_gradient", True)
+    if conv not in CONV_FORMS or not isinstance(gradient, bool):
+        raise ValueError(f"conv {conv!r:.100}, routing_gradient {gradient!r:.100}")
+
+    def places(height, width):
+        sides = [
+            (s - 2 * (kernel_size - 1) - 1) // strides + 1 for s in (height, width)
+        ]
+        return math.prod(sides) if min(sides) > 0 else 0
+
+    if "input_shape" in said:
+        shape = tuple(map(operator.index, said["input_shape"]))
+    elif input_shape:
+        shape = tuple(map(operator.index, (*input_shape, channels)[:3]))
+    else:
+        positions = n_primary // built["n_channels"]
+        shape = (*_image_size_of(weights, channels, positions, places), channels)
+    if input_shape and tuple(input_shape) != shape[: len(input_shape)]:
+        raise _ImageSize(f"its images are {shape}, not {tuple(input_shape)}")
+    if places(*shape[:2]) * built["n_channels"] != n_primary:
         raise ValueError(f"{n_primary} primary capsules on images of {shape}")
     sizes = [n_class * dim_capsule, 512, 1024, math.prod(shape)]
     dense = [shape for pair in itertools.pairwise(sizes) for shape in (pair, pair[1:])]
@@ -984,7 +1016,46 @@ def _architecture_of(weights, said):
         found = [array.shape for array in weights.get(name, [])]
         if found != shapes:
             raise ValueError(f"{name} has shapes {found}, not {shapes}")
-    return {**built, "input_shape": shape, "routings": routings, "strides": strides}
+    return {
+        **built,
+        "input_shape": shape,
+        "routings": routings,
+        "strides": strides,
+        "conv": conv,
+        "routing_gradient": gradient,
+    }
+
+
+def _image_size_of(weights, channels, positions, places):
+    """Find height and width of the images from weights.
+
+    Args:
+        weights: dict that `checkpoints.read` returned.
+        channels: int.
+        positions: int. Where primary capsules are.
+        places: function of height and width that gives their number.
+
+    Raises:
+        _ImageSize: if the weights do not tell.
+    """
+    way_out = "input_shape=(HEIGHT, WIDTH), or --image_size HEIGHTxWIDTH, does"
+    if "decoder" not in weights:
+        raise _ImageSize(
+            f"without a decoder, weights do not tell the size of the images: {way_out}"
+        )
+    pixels = len(weights["decoder"][-1]) // channels
+    heights = range(1, math.isqrt(pixels) + 1)
+    sizes = [(h, pixels // h) for h in heights if pixels % h == 0]
+    fitting = [size for size in sizes if places(*size) == positions]
+    if not fitting:
+        raise ValueError(f"no image has {pixels} pixels and {positions} positions")
+    height, width = fitting[-1]
+    if height != width:
+        either = " or ".join(f"{h} x {w} or {w} x {h}" for h, w in fitting)
+        raise _ImageSize(
+            f"the weights do not tell whether images are {either} pixels: {way_out}"
+        )
+    return height, width
 
 
 def predict_files(args):
@@ -997,13 +1068,16 @@ def predict_files(args):
     Args:
         args: namespace of the command line.
 
+    Returns:
+        The number of pictures that can't be read.
+
     Raises:
         OSError: if the weights can't be read.
         ValueError: if they are none, or no picture can be read.
     """
     if args.weights is None:
         raise ValueError("--predict: needs weights, -w FILE")
-    (_, model, _), about = load_model(args.weights, args.routings)
+    (_, model, _), about = load_model(args.weights, args.routings, args.image_size)
     files = []
     for path in args.predict:
         files += datasets.pictures_under(path) if os.path.isdir(path) else [path]
@@ -1013,7 +1087,7 @@ def predict_files(args):
         try:
             picture = datasets.read_picture(path)
         except ValueError as error:
-            print(f"Left out: {error}", file=sys.stderr)
+            print(f"Left out: {printable(error)}", file=sys.stderr)
             continue
         images.append(
             datasets.fit_picture(
@@ -1022,7 +1096,8 @@ def predict_files(args):
         )
         read.append(path)
     if not images:
-        raise ValueError(f"--predict {' '.join(args.predict)}: no readable pictures")
+        asked = printable(" ".join(args.predict))
+        raise ValueError(f"--predict {asked}: no readable pictures")
     classes, lengths, reconstructions = predict(model, np.stack(images))
     names = about["class_names"]
     if not args.json:
@@ -1037,13 +1112,14 @@ def predict_files(args):
             )
         else:
             text = "  ".join(f"{name} {length:.3f}" for name, length in likeliest)
-            print(f"{names[chosen]:<12}  {text:<42}  {path}")
+            print(f"{names[chosen]:<12}  {text:<42}  {printable(path)}")
     if args.save_dir != build_parser().get_default("save_dir"):
         make_save_dir(args.save_dir)
         path = os.path.join(args.save_dir, "predictions.png")
         titles = [names[chosen] for chosen in classes]
         plot_predictions(images, reconstructions, titles, path)
         print(f"Pictures and reconstructions: {path}", file=sys.stderr)
+    return len(files) - len(read)
 
 
 # Command line ------------------------------------------------------------------------
@@ -1065,7 +1141,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         """End the program with one line."""
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        self.exit(2, f"{self.prog}: error: {printable(message)}\n")
 
 
 def build_parser():
@@ -1164,7 +1240,8 @@ def build_parser():
         "--image_size",
         default=None,
         type=_image_size,
-        help="side of a folder's pictures, or HEIGHTxWIDTH; their own if absent",
+        help="side of a folder's pictures, or HEIGHTxWIDTH, their own if absent; for "
+        "--predict that of the images of -w's network, where its file does not tell",
     )
     add(
         "--color",
@@ -1182,7 +1259,8 @@ def build_parser():
         "--predict",
         nargs="+",
         metavar="FILE",
-        help="tell the classes of pictures or folders of pictures, with -w",
+        help="tell the classes of pictures or folders of pictures, with -w; exits with 1 "
+        "where some of them can't be read, with 2 where none can",
     )
     add("--json", action="store_true", help="--predict prints JSON, an object a line")
     add(
@@ -1404,7 +1482,8 @@ def one_line_errors():
 
 
 def _fail(reason, code):
-    print(f"{os.path.basename(sys.argv[0])}: error: {reason}", file=sys.stderr)
+    name = os.path.basename(sys.argv[0])
+    print(f"{name}: error: {printable(reason)}", file=sys.stderr)
     raise SystemExit(code)
 
 
@@ -1420,7 +1499,8 @@ def run(args):
     with one_line_errors():
         if args.predict:
             check_options(args)
-            predict_files(args)
+            if predict_files(args):  # some can't be read, which was said
+                raise SystemExit(1)
             return
         (train_model, eval_model, manipulate_model), data = _prepare(args)
         print(args)

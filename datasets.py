@@ -3,6 +3,7 @@
 `load` takes what `--dataset` takes: a name, a folder of pictures, or an `.npz` file.
 """
 
+import contextlib
 import hashlib
 import io
 import json
@@ -19,7 +20,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 import devices
-from utils import whole_file
+from utils import printable, whole_file
 
 MNIST_PATH = os.path.join(os.path.dirname(os.path.abspath(__file__)), "data/mnist.npz")
 MNIST_SHA256 = "edb50ad5c9f6ad6c7843b0e70355c1294158ccceb854766360abaa61e690c70a"
@@ -37,6 +38,9 @@ FORMATS = ("PNG", "JPEG", "BMP", "GIF")
 
 LARGEST_PICTURE = 50_000_000
 """Pixels of a picture that is still read; what claims more is refused unread."""
+
+CACHE_BYTES = 4_000_000_000
+"""What the cache of pictures holds at most; what was longest unused leaves it first."""
 
 _ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 _FASHION = (
@@ -363,7 +367,8 @@ def load_folder(path, image_size=None, color="auto", test_share=0.2, seed=0):
     The sub-folders stand in the folder itself, or under `train` and `test` in it.
     Without those a share of each class is drawn for the test. A picture that can't be
     read is named and left out. What was read is cached in Keras' directory
-    (`~/.keras`), until a file, or one of the arguments, changes.
+    (`~/.keras`), until a file, or one of the arguments, changes, or others are used
+    that need its place (`CACHE_BYTES`).
 
     Args:
         path: str. The folder.
@@ -387,14 +392,15 @@ def load_folder(path, image_size=None, color="auto", test_share=0.2, seed=0):
     if len(names) < 2:
         raise ValueError(
             f"{path}: needs a sub-folder of pictures for each of two classes or more, "
-            f"found {', '.join(names) or 'none'}"
+            f"found {printable(', '.join(names)) or 'none'}"
         )
     files, labels, splits = [], [], []
     for split, root in enumerate(roots):
         for label, name in enumerate(names):
             found = _pictures(os.path.join(root, name))
             if not found:
-                raise ValueError(f"{os.path.join(root, name)}: holds no pictures")
+                where = printable(os.path.join(root, name))
+                raise ValueError(f"{where}: holds no pictures")
             files += found
             labels += [label] * len(found)
             splits += [split] * len(found)
@@ -404,7 +410,8 @@ def load_folder(path, image_size=None, color="auto", test_share=0.2, seed=0):
         splits = _draw_test(labels, test_share, seed)
     for label, name in enumerate(names):
         if not (labels == label).any():
-            raise ValueError(f"{os.path.join(path, name)}: holds no readable pictures")
+            where = printable(os.path.join(path, name))
+            raise ValueError(f"{where}: holds no readable pictures")
     train, test = (np.flatnonzero(splits == split) for split in (0, 1))
     if not len(train) or not len(test):
         raise ValueError(f"{path}: too few pictures for a training and a test set")
@@ -469,6 +476,8 @@ def _read_cached(path, files, image_size, color):
     try:
         with np.load(cached, allow_pickle=False) as file:
             images, readable = file["images"], file["readable"]
+        with contextlib.suppress(OSError):
+            os.utime(cached)  # by which `_trim_cache` tells when it was used
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         images, readable = _read_pictures(path, files, image_size, color)
         _write_cache(cached, images=images, readable=readable)
@@ -479,12 +488,38 @@ def _read_cached(path, files, image_size, color):
 
 
 def _write_cache(path, **arrays):
+    """Write arrays to the cache, and keep it below `CACHE_BYTES`."""
     try:
+        if sum(array.nbytes for array in arrays.values()) > CACHE_BYTES:
+            raise OSError(f"they take more than {CACHE_BYTES / 1e9:.0f} GB")
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with whole_file(path) as temporary, open(temporary, "wb") as file:
             np.savez(file, **arrays)
     except OSError as error:
         print(f"The pictures are not cached ({error}): the next start reads them again")
+    _trim_cache(os.path.dirname(path))
+
+
+def _trim_cache(folder):
+    """Remove the files longest unused until the others take at most `CACHE_BYTES`.
+
+    Another process may do the same: what is gone already, or can't be removed, costs
+    nothing. Files that a dead process left half written go the same way.
+    """
+    found = []
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(folder):
+            with contextlib.suppress(OSError):
+                about = entry.stat(follow_symlinks=False)
+                if entry.name.endswith(".npz") and stat.S_ISREG(about.st_mode):
+                    found.append((about.st_mtime_ns, entry.path, about.st_size))
+    total = sum(size for *_, size in found)
+    for _, path, size in sorted(found):
+        if total <= CACHE_BYTES:
+            break
+        with contextlib.suppress(OSError):
+            os.remove(path)
+        total -= size
 
 
 def _read_pictures(path, files, image_size, color):
@@ -498,7 +533,7 @@ def _read_pictures(path, files, image_size, color):
         try:
             picture = read_picture(file)
         except ValueError as error:
-            print(f"\nLeft out: {error}")
+            print(f"\nLeft out: {printable(error)}")
             continue
         if size is None and pictures and picture.size != pictures[0].size:
             size = (32, 32)

@@ -123,12 +123,49 @@ def make_deterministic():
             os.environ["XLA_FLAGS"] = f"{flags} {more}"
 
 
-def machine_memory():
-    """Return the bytes of main memory that there are, or None where unknown."""
+def machine_memory(root="/"):
+    """Return the bytes of main memory that this process may fill, None where unknown.
+
+    That of the machine, or what its container is limited to if that is less.
+
+    Args:
+        root: str. The directory that Linux' `proc` and `sys` are in. Defaults to `/`.
+    """
+    known = _container_limits(root)
+    with contextlib.suppress(AttributeError, ValueError, OSError):
+        known.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return min(known, default=None)
+
+
+def _container_limits(root):
+    """The limits, in bytes, of the process' control group and of those around it.
+
+    Linux has them in two versions, also both at a time. A container sees its own group
+    as the outermost one, whatever its path is outside. Numbers that no machine has, the
+    first version's way to say that there is no limit, are left out.
+    """
     try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return None
+        with open(os.path.join(root, "proc/self/cgroup"), errors="replace") as file:
+            groups = [line.rstrip("\n").split(":", 2) for line in file]
+    except OSError:
+        return []
+    limits = []
+    for _, controllers, path in groups:
+        if not controllers:
+            folder, name = "sys/fs/cgroup", "memory.max"
+        elif "memory" in controllers.split(","):
+            folder, name = "sys/fs/cgroup/memory", "memory.limit_in_bytes"
+        else:
+            continue
+        folder = os.path.join(root, folder)
+        for part in ["", *path.split("/")]:
+            folder = os.path.join(folder, part)
+            try:
+                with open(os.path.join(folder, name)) as file:
+                    limits.append(int(file.read()))
+            except (OSError, ValueError):  # not there, or "max"
+                continue
+    return [limit for limit in limits if limit < 2**60]
 
 
 def use_cpu(count):

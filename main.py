@@ -29,7 +29,9 @@ class _Parser(argparse.ArgumentParser):
     """Reports errors in one line."""
 
     def error(self, message):
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        from utils import printable  # here, since it takes a second
+
+        self.exit(2, f"{self.prog}: error: {printable(message)}\n")
 
 
 def build_parser():

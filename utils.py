@@ -47,6 +47,24 @@ def first_line(error):
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def printable(text):
+    """Return a path or another text so that a terminal shows it and obeys none of it.
+
+    What can't be printed is escaped as Python does: codes that steer a terminal, breaks
+    of lines, marks that turn the direction of writing, and bytes of a file's name that
+    are no text.
+
+    Args:
+        text: str, or what `str` makes one of.
+
+    Returns:
+        A str whose characters can all be printed. What is printable stays as it is.
+    """
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text)
+    )
+
+
 def combine_images(generated_images, height=None, width=None):
     """Arrange images in a grid, row by row.
 

@@ -1,4 +1,5 @@
 import gzip
+import json
 import os
 import types
 
@@ -730,6 +731,80 @@ def test_a_file_of_weights_brings_its_own_network(trained, tmp_path, about):
     np.testing.assert_allclose(reconstructions, pictures, atol=1e-6)
     np.testing.assert_array_equal(classes, expected.argmax(1))
     assert found == {"class_names": ["0", "1", "2"], "like_mnist": False}
+
+
+@pytest.mark.parametrize("ending", ["h5", "weights.h5"])
+@pytest.mark.parametrize("decoder", [True, False], ids=["decoder", "no decoder"])
+def test_images_that_are_no_squares_need_a_word_where_the_file_has_none(
+    tmp_path, ending, decoder
+):
+    trio = capsulenet.CapsNet((11, 14, 2), 3, **SMALL, decoder=decoder)
+    path = str(tmp_path / f"a.{ending}")
+    save = save_weights if ending == "h5" else keras.Model.save_weights
+    save(trio[0], path)
+    with pytest.raises(ValueError) as refused:
+        capsulenet.load_model(path)
+    said = str(refused.value)
+    assert said.startswith(f"{path}: ") and "not a CapsNet" not in said
+    assert "input_shape=(HEIGHT, WIDTH)" in said and "--image_size" in said
+    assert ("11 x 14 or 14 x 11" in said) == decoder
+    for shape in ((11, 14, 2), [11, 14]):
+        (loaded, model, _), about = capsulenet.load_model(path, input_shape=shape)
+        assert model.input_shape == (None, 11, 14, 2) and not about["like_mnist"]
+        assert_same_weights(loaded, trio[0])
+    for shape in ((11, 22), (11, 14, 3)):
+        with pytest.raises(ValueError, match="not a CapsNet's weights"):
+            capsulenet.load_model(path, input_shape=shape)
+
+
+def test_another_size_than_the_file_tells_is_refused(tmp_path):
+    trio = capsulenet.CapsNet((11, 14, 1), 3, **SMALL)
+    path = str(tmp_path / "a.h5")
+    save_weights(trio[0], path, {"architecture": capsulenet.architecture(trio[0])})
+    for shape in (None, (11, 14)):
+        (_, model, _), _ = capsulenet.load_model(path, input_shape=shape)
+        assert model.input_shape == (None, 11, 14, 1)
+    with pytest.raises(
+        ValueError, match=r"its images are \(11, 14, 1\), not \(14, 11\)"
+    ):
+        capsulenet.load_model(path, input_shape=(14, 11))
+
+
+@pytest.mark.parametrize(
+    "conv, routing_gradient", [("auto", False), ("direct", True), ("spectral", False)]
+)
+def test_what_a_network_was_asked_for_travels_with_its_weights(
+    tmp_path, conv, routing_gradient
+):
+    asked = {"conv": conv, "routing_gradient": routing_gradient}
+    trio = small_capsnet(**asked)
+    built = capsulenet.architecture(trio[0])
+    assert asked.items() <= json.loads(json.dumps(built)).items()
+    path = str(tmp_path / "a.h5")
+    save_weights(trio[0], path, {"architecture": built})
+    (loaded, _, _), _ = capsulenet.load_model(path)
+    assert capsulenet.architecture(loaded) == built
+    assert [loaded.get_layer(n).form for n in ("conv1", "primarycap_conv2d")] == [
+        trio[0].get_layer(n).form for n in ("conv1", "primarycap_conv2d")
+    ]
+    for name in asked:  # as in files that are older
+        del built[name]
+    save_weights(trio[0], path, {"architecture": built})
+    (loaded, _, _), _ = capsulenet.load_model(path)
+    older = {**built, "conv": "auto", "routing_gradient": True}
+    assert capsulenet.architecture(loaded) == older
+
+
+def test_a_form_that_this_machine_does_not_compute_gives_way(tmp_path):
+    sizes = {"filters": 1, "kernel_size": 41, "strides": 1, "n_channels": 1}
+    sizes |= {"dim_primary": 2, "dim_capsule": 2, "decoder": False}
+    model = capsulenet.CapsNet((81, 81, 1), 2, 1, **sizes)[0]
+    path = str(tmp_path / "a.h5")
+    built = {**capsulenet.architecture(model), "conv": "spectral"}
+    save_weights(model, path, {"architecture": built})
+    (loaded, _, _), _ = capsulenet.load_model(path)
+    assert loaded.get_layer("conv1").form in ("direct", "patches")
+    assert_same_weights(loaded, model)
 
 
 def test_class_names_travel_with_the_weights(tmp_path):

@@ -12,6 +12,8 @@ from PIL import Image
 
 import capsulenet
 import datasets
+import main
+import utils
 
 BACKENDS = [n for n in ("tensorflow", "jax", "torch") if importlib.util.find_spec(n)]
 
@@ -231,9 +233,10 @@ def test_a_folder_of_digits_from_training_to_prediction(tmp_path, call):
         *("--save_dir", "seen"),
         cwd=tmp_path,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 1, done.stderr  # one can't be read, all others are told
     lines = [json.loads(line) for line in done.stdout.splitlines() if line[0] == "{"]
-    assert len(lines) == 62 and "broken.png" in done.stderr
+    assert len(lines) == 62 and done.stderr.count("Left out: ") == 1
+    assert "Left out: digits/two/broken.png: not a readable picture" in done.stderr
     assert [line["file"] for line in lines[:2]] == list(map(str, first))
     right = [
         line["class"] == name for line, name in zip(lines, ["one"] * 2 + ["two"] * 60)
@@ -243,6 +246,109 @@ def test_a_folder_of_digits_from_training_to_prediction(tmp_path, call):
     assert (tmp_path / "seen" / "predictions.png").exists()
     printed = call("--predict", *first, "-w", weights)
     assert printed.out.count("one ") >= 2 and str(first[0]) in printed.out
+
+
+@pytest.fixture(scope="module")
+def two_classes(tmp_path_factory):
+    """The weights of a network for pictures of 17 x 17 pixels, and the network."""
+    path = str(tmp_path_factory.mktemp("weights") / "two.h5")
+    trio = capsulenet.CapsNet((17, 17, 1), 2, 1, filters=4, n_channels=2)
+    about = {"architecture": capsulenet.architecture(trio[0])}
+    capsulenet.save_weights(trio[0], path, {**about, "class_names": ["ape", "bee"]})
+    return path, trio
+
+
+# What a hostile name would do on a terminal: clear it, forge a row, turn the writing.
+HOSTILE = "\x1b[2J\x1b[Hbee\r\nbee  ape 0.999\u202e.png"
+
+
+def test_hostile_names_of_pictures_are_shown_and_not_obeyed(
+    tmp_path, call, two_classes, capsys
+):
+    folder = tmp_path / "new"
+    folder.mkdir()
+    for name in (os.fsencode(HOSTILE), b"\xff\xfe.png"):
+        with open(os.path.join(os.fsencode(folder), name), "wb") as file:
+            Image.new("L", (17, 17)).save(file, "PNG")
+        with open(os.path.join(os.fsencode(folder), b"broken" + name), "wb"):
+            pass
+    found = sorted(os.fsdecode(path) for path in os.listdir(os.fsencode(folder)))
+    whole, broken = ([n for n in found if ("broken" in n) == b] for b in (False, True))
+    for flags in ([], ["--json"]):
+        with pytest.raises(SystemExit) as caught:
+            call("--predict", "new", "-w", two_classes[0], *flags)
+        assert caught.value.code == 1
+        printed = capsys.readouterr()
+        lines = printed.out.splitlines()
+        assert all(line.isprintable() for line in printed.out.split("\n"))
+        assert all(line.isprintable() for line in printed.err.split("\n"))
+        assert printed.err.count("Left out: ") == 2
+        for name in broken:
+            assert f"Left out: new/{utils.printable(name)}: not a" in printed.err
+        if flags:
+            told = [json.loads(line)["file"] for line in lines]
+            assert told == [f"new/{name}" for name in whole]
+        else:
+            assert [line.split()[0] for line in lines[1:]] == ["ape", "ape"]
+            for line, name in zip(lines[1:], whole):
+                assert line.endswith(f"  new/{utils.printable(name)}")
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--predict", "a.png", "-w", HOSTILE],
+        ["--predict", HOSTILE, "-w", "WEIGHTS"],
+        ["--dataset", HOSTILE],
+        ["--save_dir", os.path.join(HOSTILE, "WEIGHTS")],
+        [HOSTILE],
+    ],
+    ids=["weights", "picture", "dataset", "directory", "argument"],
+)
+def test_hostile_names_in_errors_are_shown_and_not_obeyed(
+    args, tmp_path, two_classes, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / HOSTILE).write_bytes(b"not a picture")
+    for line_of in (capsulenet.main, main.main):
+        if line_of is main.main:  # with the flags that it has, too
+            args = [arg for arg in args if arg not in ("--predict", "-w")]
+        with pytest.raises(SystemExit) as caught:
+            line_of([arg.replace("WEIGHTS", two_classes[0]) for arg in args])
+        assert caught.value.code == 2
+        said = capsys.readouterr().err
+        assert said.count("error: ") == 1
+        assert all(line.isprintable() for line in said.split("\n"))
+        assert r"\x1b[2J\x1b[Hbee" in said
+
+
+def test_pictures_that_are_no_squares_are_told_by_a_foreign_file(
+    tmp_path, call, capsys
+):
+    trio = capsulenet.CapsNet((18, 24, 1), 2, 3, filters=4, n_channels=2)
+    trio[0].save_weights(tmp_path / "a.weights.h5")
+    image = np.arange(18 * 24, dtype="uint8").reshape(18, 24)
+    Image.fromarray(image).save(tmp_path / "a.png")
+    predict = ("--predict", "a.png", "-w", "a.weights.h5", "--json")
+    told = json.loads(call(*predict, "--image_size", "18x24").out)
+    (expected,), _ = trio[1].predict(image.reshape(1, 18, 24, 1) / 255.0, verbose=0)
+    for digit in range(2):
+        assert told["lengths"][str(digit)] == pytest.approx(expected[digit], abs=1e-4)
+    with pytest.raises(SystemExit) as caught:
+        call(*predict)
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert "18 x 24 or 24 x 18" in said and "--image_size HEIGHTxWIDTH" in said
+
+
+def test_pictures_of_which_none_is_readable_are_bad_input(
+    tmp_path, call, two_classes, capsys
+):
+    (tmp_path / "a.png").write_bytes(b"")
+    with pytest.raises(SystemExit) as caught:
+        call("--predict", "a.png", "-w", two_classes[0])
+    assert caught.value.code == 2
+    assert "--predict a.png: no readable pictures" in capsys.readouterr().err
 
 
 def test_colour_pictures_of_three_classes(tmp_path, call):

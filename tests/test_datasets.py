@@ -12,6 +12,7 @@ from conftest import ROOT, run_python
 from PIL import Image, ImageOps
 
 import datasets
+import devices
 from datasets import TrainingBatches, ValidationBatches, load_npz, shift_images
 
 
@@ -277,6 +278,143 @@ def test_a_cache_that_can_not_be_written_leaves_nothing(tmp_path, monkeypatch, c
     datasets.load(save_pictures(tmp_path / "a"))
     assert "not cached (disk full)" in capsys.readouterr().out
     assert os.listdir(os.path.join(os.environ["KERAS_HOME"], "capsnet")) == []
+
+
+def cached():
+    return os.listdir(os.path.join(os.environ["KERAS_HOME"], "capsnet"))
+
+
+def test_the_cache_drops_what_was_longest_unused(tmp_path, monkeypatch):
+    one = save_pictures(tmp_path / "a", n=50)  # 3,000 bytes of pixels
+    datasets.load(one)
+    (of_one,) = cached()
+    home = os.path.join(os.environ["KERAS_HOME"], "capsnet")
+    size = os.path.getsize(os.path.join(home, of_one))
+    monkeypatch.setattr(datasets, "CACHE_BYTES", 2 * size)
+    datasets.load(save_pictures(tmp_path / "b", n=50))
+    (of_two,) = set(cached()) - {of_one}
+    for name, when in ((of_one, 1000), (of_two, 2000)):
+        os.utime(os.path.join(home, name), (when, when))
+    datasets.load(one)  # used after the other one
+    datasets.load(save_pictures(tmp_path / "c", n=50))
+    assert len(cached()) == 2 and of_one in cached() and of_two not in cached()
+
+
+def test_what_a_dead_process_left_in_the_cache_leaves_it_first(tmp_path, monkeypatch):
+    home = os.path.join(os.environ["KERAS_HOME"], "capsnet")
+    os.makedirs(home)
+    for name, when in (("half.77.tmp.npz", 1000), ("whole.npz", 2000), ("mine", 500)):
+        with open(os.path.join(home, name), "wb") as file:
+            file.write(bytes(5000))
+        os.utime(file.name, (when, when))
+    monkeypatch.setattr(datasets, "CACHE_BYTES", 9999)
+    datasets.load(save_pictures(tmp_path / "a"))
+    left = set(cached())
+    assert {"whole.npz", "mine"} < left and len(left) == 3
+    monkeypatch.setattr(datasets, "CACHE_BYTES", 5000)
+    datasets.load(save_pictures(tmp_path / "b"))
+    assert "whole.npz" not in cached() and "mine" in cached()
+
+
+@pytest.mark.parametrize("fault", ["gone", "kept"])
+def test_what_can_not_leave_the_cache_costs_nothing(tmp_path, monkeypatch, fault):
+    remove = os.remove
+
+    def fail(path):
+        if fault == "kept":
+            raise PermissionError(path)
+        remove(path)  # another process was first
+        remove(path)
+
+    datasets.load(save_pictures(tmp_path / "a", n=50))
+    monkeypatch.setattr(datasets, "CACHE_BYTES", 5000)
+    monkeypatch.setattr(os, "remove", fail)
+    data = datasets.load(save_pictures(tmp_path / "b", n=50))
+    assert len(data.train[0]) == 80
+    assert len(cached()) == (1 if fault == "gone" else 2)
+
+
+def test_pictures_larger_than_the_cache_do_not_empty_it(tmp_path, monkeypatch, capsys):
+    datasets.load(save_pictures(tmp_path / "a", n=5))
+    before = cached()
+    monkeypatch.setattr(datasets, "CACHE_BYTES", 2900)
+    datasets.load(save_pictures(tmp_path / "b", n=50))
+    assert "not cached (they take more than" in capsys.readouterr().out
+    assert cached() == before
+
+
+# What a hostile name would do on a terminal: clear it, forge a line, turn the writing.
+HOSTILE = "\x1b[2J\x1b[Hseven\r\neight\u202egnp"
+
+
+def test_names_of_pictures_reach_no_terminal_as_they_are(tmp_path, capsys):
+    path = save_pictures(tmp_path / "a")
+    names = [os.fsencode(HOSTILE), b"\xff\xfe"]
+    for name in names:
+        with open(os.path.join(os.fsencode(path), b"ape", name + b".png"), "wb"):
+            pass
+    datasets.load(path)
+    said = capsys.readouterr().out
+    assert all(line.isprintable() for line in said.split("\n"))
+    assert r"\x1b[2J\x1b[Hseven\r\neight\u202egnp.png: not a readable" in said
+    assert r"\udcff\udcfe.png: not a readable" in said
+
+
+def test_names_of_folders_reach_no_terminal_as_they_are(tmp_path):
+    for names in ([HOSTILE], [HOSTILE, "ape"]):
+        for name in names:
+            os.makedirs(tmp_path / "a" / name, exist_ok=True)
+        with pytest.raises(ValueError, match="seven.*eight") as refused:
+            datasets.load(str(tmp_path / "a"))
+        assert str(refused.value).isprintable()
+    save_pictures(tmp_path / "b", ("ape", HOSTILE), n=1)
+    with open(tmp_path / "b" / HOSTILE / "0.png", "w"):
+        pass
+    with pytest.raises(ValueError, match="holds no readable pictures") as refused:
+        datasets.load(str(tmp_path / "b"))
+    assert str(refused.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "groups, limits, expected",
+    [
+        ("0::/a/b", {"a/b/memory.max": "5000", "a/memory.max": "max"}, 5000),
+        ("0::/a/b", {"a/b/memory.max": "5000", "a/memory.max": "4000"}, 4000),
+        ("0::/", {"memory.max": "3000"}, 3000),
+        ("0::/../elsewhere", {"memory.max": "3000", "a/memory.max": "1"}, 3000),
+        ("0::/a", {"a/memory.max": "max"}, None),
+        ("0::/a", {"a/memory.max": str(2**62)}, None),
+        ("0::/a", {}, None),
+        ("0::/a:b", {"a:b/memory.max": "2000"}, 2000),
+        (
+            "3:cpu:/c\n2:memory:/a/b\n0::/u",
+            {
+                "memory/a/b/memory.limit_in_bytes": "7000",
+                "memory/memory.limit_in_bytes": "9223372036854771712",
+                "memory/c/memory.limit_in_bytes": "1",
+            },
+            7000,
+        ),
+        (
+            "2:cpu,memory:/docker/0123",
+            {"memory/memory.limit_in_bytes": "6000"},
+            6000,
+        ),
+        (None, {"memory.max": "1"}, None),
+    ],
+)
+def test_the_memory_that_a_container_is_limited_to_counts(
+    tmp_path, groups, limits, expected
+):
+    if groups is not None:
+        (tmp_path / "proc/self").mkdir(parents=True)
+        (tmp_path / "proc/self/cgroup").write_text(groups + "\n")
+    for name, limit in limits.items():
+        path = tmp_path / "sys/fs/cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(limit + "\n")
+    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert devices.machine_memory(tmp_path) == (expected or whole)
 
 
 @pytest.mark.parametrize("image_size", [None, [6, 5]])

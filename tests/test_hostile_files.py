@@ -224,6 +224,11 @@ def test_hostile_weights_are_refused(whole, change, message):
         {"n_channels": 10**6},
         {"dim_capsule": 10**9},
         {"decoder": True},
+        {"conv": "fast"},
+        {"conv": ["spectral"]},
+        {"conv": None},
+        {"routing_gradient": "no"},
+        {"routing_gradient": 1},
     ],
     ids=str,
 )

@@ -3,7 +3,24 @@ import pytest
 from PIL import Image
 
 import utils
-from utils import combine_images, plot_log, save_image
+from utils import combine_images, plot_log, printable, save_image
+
+
+@pytest.mark.parametrize(
+    "text, shown",
+    [
+        ("ältere Bilder/猫 1.png", "ältere Bilder/猫 1.png"),
+        (r"C:\new\x1b.png", r"C:\new\x1b.png"),
+        ("\x1b[2J\r\n\t", r"\x1b[2J\r\n\t"),
+        ("a\u202egnp.exe\u2028b\x9b", r"a\u202egnp.exe\u2028b\x9b"),
+        ("\udcff.png", r"\udcff.png"),
+        ("\U000e0041", r"\U000e0041"),
+        (ValueError("a\nb"), r"a\nb"),
+    ],
+)
+def test_what_can_not_be_printed_is_escaped_and_nothing_else(text, shown):
+    assert printable(text) == shown == printable(shown)
+    assert shown.isprintable()
 
 
 @pytest.mark.parametrize(
