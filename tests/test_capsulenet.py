@@ -290,6 +290,7 @@ def test_a_seed_makes_training_repeatable(tmp_path):
 def test_the_way_of_an_accelerator_ends_with_the_same_weights(
     tmp_path, request, monkeypatch
 ):
+    monkeypatch.setattr(capsulelayers, "ROUTING_BLOCK_BYTES", 100)  # several blocks
     drawn, draw = [], TrainingBatches.draw
     monkeypatch.setattr(
         TrainingBatches,
