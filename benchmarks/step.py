@@ -2,13 +2,15 @@
 
     python benchmarks/step.py
     python benchmarks/step.py --contestants tensorflow textbook --rounds 3
+    git worktree add ../before HEAD~1 && python benchmarks/step.py --before ../before
 
 The contestants are this project on every backend that is installed, this project on
 TensorFlow with the coupling coefficients taken as constants in the gradient, and a
 textbook version: the same network of `keras.layers.Conv2D` and explicit prediction
 vectors, on TensorFlow without XLA. Each is a process of its own. They take turns at a
 few steps of `model.fit` while the others wait, round after round, so that whatever
-else the machine does falls on all of them: read the ratios.
+else the machine does falls on all of them: read the ratios. With `--before`, another
+version of this project takes part, by its own workers.
 
 Writes a table `--output`, and beside it a picture `.png` and the machine `.md`. The
 memory is the largest resident set of the whole process, data set included; it does not
@@ -268,16 +270,22 @@ def work(name, batch_size):
 # The parent: turns, table and picture ------------------------------------------------
 
 
-def start(name, batch_size):
+BEFORE = " before"
+"""What the names of another version's contestants end in."""
+
+
+def start(name, args):
     """Start the worker of a contestant.
 
     Args:
-        name: a key of `CONTESTANTS`.
-        batch_size: int.
+        name: a key of `CONTESTANTS`, perhaps with `BEFORE`.
+        args: namespace of the command line's options.
 
     Returns:
         A `subprocess.Popen`; as a context manager it ends the worker.
     """
+    root = args.before if name.endswith(BEFORE) else ROOT
+    name = name.removesuffix(BEFORE)
     environment = {
         "TF_CPP_MIN_LOG_LEVEL": "2",
         **os.environ,
@@ -286,8 +294,8 @@ def start(name, batch_size):
         "TF_FORCE_GPU_ALLOW_GROWTH": "true",
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
     }
-    command = [sys.executable, os.path.abspath(__file__)]
-    command += ["--worker", name, "--batch_size", str(batch_size)]
+    command = [sys.executable, os.path.join(root, "benchmarks", "step.py")]
+    command += ["--worker", name, "--batch_size", str(args.batch_size)]
     return subprocess.Popen(
         command,
         env=environment,
@@ -348,13 +356,16 @@ def compete(args):
         `(answers, rate)`: a dict of each contestant's list of answers, one a round, and
         the operations a second of a matrix product.
     """
-    answers = {name: [] for name in args.contestants}
+    names = list(args.contestants)
+    if args.before:
+        names += [name + BEFORE for name in names if name != TEXTBOOK]
+    answers = {name: [] for name in names}
     rates = []
     with contextlib.ExitStack() as stack:
         workers = {}
-        for name in args.contestants:
+        for name in names:
             print(f"{name}: starts and warms up", flush=True)
-            workers[name] = stack.enter_context(start(name, args.batch_size))
+            workers[name] = stack.enter_context(start(name, args))
             ask(name, workers[name], args.warmup)
         for number in range(args.rounds):
             for name, worker in workers.items():
@@ -375,8 +386,9 @@ def summarise(answers, batch_size, rate):
 
     Returns:
         A list of dicts. `ratio` is how many times as fast as the textbook version a
-        contestant is: the median over the rounds, with the least and the largest; None
-        if the textbook version did not take part.
+        contestant is, and `before` how many times as fast as its other version: the
+        median over the rounds, with the least and the largest; None if that did not
+        take part.
     """
     rounds = {
         name: [statistics.median(answer["seconds"]) for answer in given]
@@ -385,36 +397,42 @@ def summarise(answers, batch_size, rate):
     rows = []
     for name, given in answers.items():
         seconds = statistics.median(s for answer in given for s in answer["seconds"])
-        textbook = rounds.get(TEXTBOOK, [])
-        ratios = [slow / own for slow, own in zip(textbook, rounds[name])]
+        ratios = {}
+        for column, other in (("ratio", TEXTBOOK), ("before", name + BEFORE)):
+            found = [a / b for a, b in zip(rounds.get(other, []), rounds[name])]
+            ratios[column] = statistics.median(found) if found else None
+            ratios[f"{column}_min"] = min(found, default=None)
+            ratios[f"{column}_max"] = max(found, default=None)
         rows.append(
             {
                 "contestant": name,
                 "seconds": seconds,
                 "images_a_second": batch_size / seconds,
                 "peak_memory_gb": given[-1]["peak_memory"] / 1e9,
-                "ratio": statistics.median(ratios) if ratios else None,
-                "ratio_min": min(ratios, default=None),
-                "ratio_max": max(ratios, default=None),
+                **ratios,
                 "fraction_of_peak": given[-1]["flops"] * batch_size / seconds / rate,
             }
         )
     return rows
 
 
+_RATIOS = ("ratio", "before")
+
+
 def print_table(rows):
     """Print what `summarise` returned."""
     print(
         f"\n{'contestant':32}{'s/step':>8}{'images/s':>10}{'peak GB':>9}"
-        f"{'x textbook':>12}{'min':>7}{'max':>7}{'of peak':>9}"
+        f"{'of peak':>9}{'x textbook':>12}{'min':>7}{'max':>7}{'x before':>10}"
+        f"{'min':>7}{'max':>7}"
     )
     for row in rows:
-        ratios = [row[key] for key in ("ratio", "ratio_min", "ratio_max")]
-        ratio, least, largest = ("" if r is None else f"{r:.2f}" for r in ratios)
+        shown = [row[kind + end] for kind in _RATIOS for end in ("", "_min", "_max")]
+        shown = ["" if ratio is None else f"{ratio:.2f}" for ratio in shown]
         print(
             f"{row['contestant']:32}{row['seconds']:8.3f}{row['images_a_second']:10.1f}"
-            f"{row['peak_memory_gb']:9.2f}{ratio:>12}{least:>7}{largest:>7}"
-            f"{row['fraction_of_peak']:9.2f}"
+            f"{row['peak_memory_gb']:9.2f}{row['fraction_of_peak']:9.2f}{shown[0]:>12}"
+            f"{shown[1]:>7}{shown[2]:>7}{shown[3]:>10}{shown[4]:>7}{shown[5]:>7}"
         )
 
 
@@ -506,6 +524,7 @@ def parse():
         "--steps", default=5, type=int, help="timed steps a turn, after one that is not"
     )
     add("--warmup", default=4, type=int, help="steps before the first turn")
+    add("--before", metavar="FOLDER", help="another version of this project")
     add("--output", default=os.path.join(ROOT, "benchmarks/results/step.csv"))
     add("--worker", choices=installed, help=argparse.SUPPRESS)
     args = parser.parse_args()
