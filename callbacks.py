@@ -170,14 +170,24 @@ def describe(initializer):
 
 
 class Interrupted(Exception):
-    """The training was asked to stop."""
+    """The training was asked to stop.
+
+    Args:
+        number: int. The signal that asked.
+        said: str. Where it stopped, what was saved and how to go on. Defaults to none.
+    """
+
+    def __init__(self, number, said=""):
+        super().__init__(said)
+        self.number = number
 
 
 class Interruption(keras.callbacks.Callback):
     """End the training after the step in progress, on Ctrl-C or SIGTERM.
 
     A second signal ends the process at once. To be used as a context around `fit`;
-    outside of the main thread it does nothing. `number` is the signal, or None.
+    without it, and outside of the main thread, it does nothing. `number` is the signal,
+    or None.
 
     Raises:
         Interrupted: after that step.
@@ -223,4 +233,4 @@ class Interruption(keras.callbacks.Callback):
 
     def _stop_if_asked(self):
         if self.number is not None:
-            raise Interrupted
+            raise Interrupted(self.number)

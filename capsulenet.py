@@ -268,7 +268,7 @@ def step_memory(model, batch_size):
 # Training, test and manipulation -----------------------------------------------------
 
 
-def train(model, data, args):
+def train(model, data, args, signals=False):
     """Train a CapsNet, and leave log, checkpoint, curves and weights in `save_dir`.
 
     Args:
@@ -281,7 +281,10 @@ def train(model, data, args):
             default the options that its result depends on; `test_batch_size`, images a
             validation step; `log_interval`, batches between two printed lines, 0 for
             none; `threads` that prepare batches; `keep_checkpoints`, 0 for all;
-            `draw_reconstructions`, whether TensorBoard gets pictures.
+            `draw_reconstructions`, whether TensorBoard gets pictures. `weights` names
+            what the model was started from; it is not read.
+        signals: bool. Whether Ctrl-C and SIGTERM are taken over, to end the training
+            after the step in progress; for command lines. Defaults to False.
 
     Returns:
         `model`, trained.
@@ -291,8 +294,10 @@ def train(model, data, args):
         OSError: if the save directory can't be written, or another process trains
             there.
         FloatingPointError: if the loss is no finite number.
-        SystemExit: where Ctrl-C or SIGTERM ended the training after a step, with the
-            code 130 or 143. The weights of that moment are in `interrupted_model.h5`.
+        callbacks.Interrupted: where one of those signals ended the training; it says
+            where. The weights of that moment are in `interrupted_model.h5`.
+        devices.HostLost: if another host is gone.
+        Exception: whatever else Keras raises while it trains.
     """
     args = _with_defaults(args)
     check_options(args)
@@ -303,17 +308,20 @@ def train(model, data, args):
         if host == 0:
             make_save_dir(args.save_dir)
             stack.enter_context(checkpoints.only_run(args.save_dir))
-        interruption = stack.enter_context(callbacks.Interruption())
+        interruption = callbacks.Interruption()
+        if signals:
+            stack.enter_context(interruption)
         progress = devices.Progress(devices.PATIENCE if hosts > 1 else None)
         try:
             end = _fit(model, data, args, [progress, interruption])
-        except callbacks.Interrupted:
-            _leave(model, args, interruption.number, progress.where())
+        except callbacks.Interrupted as stop:
+            said = _leave(model, args, stop.number, progress.where())
+            raise callbacks.Interrupted(stop.number, said) from None
         except (OSError, FloatingPointError) as error:
             how = _how_to_go_on(args.save_dir)
             raise type(error)(f"{first_line(error)}: {how}") from error
         except Exception as error:
-            if hosts == 1:
+            if hosts == 1 or _is_bad_input(error):
                 raise
             raise devices.HostLost(progress.lost(first_line(error))) from error
         if host > 0:
@@ -326,7 +334,7 @@ def train(model, data, args):
         print(f"Trained model saved to {weights}")
         plot_log(os.path.join(args.save_dir, "log.csv"), show=True)
         if interruption.number is not None:  # while the last files were written
-            raise SystemExit(128 + interruption.number)
+            raise callbacks.Interrupted(interruption.number)
     return model
 
 
@@ -384,9 +392,19 @@ def _fit(model, data, args, watching):
             validation_data=validation_batches,
             callbacks=[*used, *watching],
         )
-    except ValueError as error:  # a defect, unlike the bad input that others stand for
-        raise RuntimeError("the training failed") from error
+    except ValueError as error:
+        error.add_note(_DEFECT)
+        raise
     return end
+
+
+_DEFECT = "The training failed."
+"""Note on a `ValueError` that is a defect, unlike the bad input others stand for."""
+
+
+def _is_bad_input(error):
+    notes = getattr(error, "__notes__", [])
+    return isinstance(error, ValueError) and _DEFECT not in notes
 
 
 def _workers(threads):
@@ -399,7 +417,9 @@ def _workers(threads):
 
 
 def _leave(model, args, number, where):
-    """Save what there is of an interrupted training, and end the process."""
+    """Save what there is of an interrupted training; returns what is to be said."""
+    # Where weights are averaged, the average takes their place, as where a run ends.
+    model.optimizer.finalize_variable_values(model.trainable_variables)
     said = [f"\nStopped by {signal.Signals(number).name} {where}"]
     if devices.host()[0] == 0:
         weights = os.path.join(args.save_dir, "interrupted_model.h5")
@@ -412,9 +432,7 @@ def _leave(model, args, number, where):
         except OSError as error:
             said.append(f"Not everything could be saved: {first_line(error)}")
         said.append(_how_to_go_on(args.save_dir))
-    with contextlib.suppress(OSError):  # whoever reads may have been stopped as well
-        print("\n".join(said), file=sys.stderr, flush=True)
-    raise SystemExit(128 + number)
+    return "\n".join(said)
 
 
 def _how_to_go_on(save_dir):
@@ -1361,13 +1379,19 @@ def main(argv=None):
 
 @contextlib.contextmanager
 def one_line_errors():
-    """End the program with one line: code 2 for bad input, 1 for a sick training."""
+    """End the program in a few words where an error is no defect.
+
+    The exit code is 2 for bad input, 1 for a sick training, and 130 or 143 for Ctrl-C or
+    SIGTERM.
+    """
     try:
         yield
     except OSError as error:
         about = f"{error.filename}: {error.strerror}"
         _fail(about if error.filename else first_line(error), 2)
     except ValueError as error:
+        if not _is_bad_input(error):
+            raise
         _fail(first_line(error), 2)
     except MemoryError as error:
         _fail(f"not enough memory ({first_line(error)})", 2)
@@ -1375,6 +1399,11 @@ def one_line_errors():
         _fail(first_line(error), 1)
     except KeyboardInterrupt:
         _fail("interrupted", 128 + signal.SIGINT)
+    except callbacks.Interrupted as stop:
+        with contextlib.suppress(OSError):  # whoever reads may have been stopped too
+            if str(stop):
+                print(stop, file=sys.stderr, flush=True)
+        raise SystemExit(128 + stop.number) from None
 
 
 def _fail(reason, code):
@@ -1405,7 +1434,7 @@ def run(args):
             test(eval_model, data.test, args)
             manipulate_latent(manipulate_model, data.test, args)
         else:
-            train(train_model, (data.train, data.test), args)
+            train(train_model, (data.train, data.test), args, signals=True)
 
 
 if __name__ == "__main__":
