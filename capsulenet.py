@@ -571,8 +571,9 @@ def _callbacks(model, args, batches, checkpoint, x_test):
             )
         )
     used.append(callbacks.NotFinite())
+    last = [callbacks.AveragedWeights()] if args.ema else []
     if devices.host()[0] > 0:  # the first host writes
-        return used
+        return used + last
     monitor = "val_capsnet_accuracy" if len(model.outputs) > 1 else "val_accuracy"
     used += [
         callbacks.EpochSeconds(),
@@ -603,7 +604,7 @@ def _callbacks(model, args, batches, checkpoint, x_test):
             "TensorBoard logs are not written: they need the packages tensorflow and "
             "tensorboard"
         )
-    return used
+    return used + last
 
 
 def _some_lengths(model, batches):
@@ -1119,7 +1120,7 @@ def build_parser():
         "--ema",
         default=0.0,
         type=float,
-        help="momentum of the average of the weights that the run ends with; 0 for none",
+        help="momentum of the average of the weights that is validated and kept; 0: none",
     )
     add("--debug", action="store_true", help="weight histograms for TensorBoard")
     add("--save_dir", default="./result", help="directory for everything written")

@@ -245,8 +245,9 @@ class Checkpoints(keras.callbacks.Callback):
     other is damaged. What Keras' `BackupAndRestore` lacks: it keeps one, without
     checksum or log, and deletes it at the end.
 
-    The checkpoint of the best epoch is copied to `best.weights.h5`, and `log.csv` gets
-    a row an epoch; Keras' `CSVLogger` could leave half a row.
+    Before its checkpoint the best epoch so far gets `best.weights.h5`, with the weights
+    that were validated, and after it `log.csv` a row; Keras' `CSVLogger` could leave
+    half a row.
 
     Args:
         save_dir: str. The directory.
@@ -268,10 +269,14 @@ class Checkpoints(keras.callbacks.Callback):
         self.log = checkpoint["log"] if checkpoint else ""
         self.monitor = monitor
         rows = csv.DictReader(self.log.splitlines())
-        *before, last = [-math.inf, *(float(row[monitor]) for row in rows)]
-        self.best = max(before, default=-math.inf)
-        if last > self.best:  # the run may have ended before it was copied
-            self._copy_best(last, _paths(save_dir, checkpoint["epochs"])[0])
+        self.best = max((float(row[monitor]) for row in rows), default=-math.inf)
+        self.path_of_best = os.path.join(save_dir, "best.weights.h5")
+
+    def on_test_end(self, logs=None):
+        """Save the best weights: those in the model, which were just validated."""
+        if logs[self.monitor.removeprefix("val_")] > self.best:
+            with whole_file(self.path_of_best) as temporary:
+                _save_whole_model(self.model, temporary)
 
     def on_epoch_end(self, epoch, logs=None):
         """Write the checkpoint and the log, then remove what is not to be kept."""
@@ -291,16 +296,11 @@ class Checkpoints(keras.callbacks.Callback):
         write_text(state, _to_text(record))
         write_text(os.path.join(self.save_dir, "log.csv"), self.log)
         if logs[self.monitor] > self.best:
-            self._copy_best(logs[self.monitor], weights)
+            self.best = logs[self.monitor]
+            best = f"{self.monitor} {self.best:.5f}: {self.path_of_best}"
+            print(f"\nBest epoch so far, with {best}")
         if self.keep:
             self._remove(lambda other: other <= epochs - self.keep)
-
-    def _copy_best(self, value, weights):
-        self.best = value
-        path = os.path.join(self.save_dir, "best.weights.h5")
-        with whole_file(path) as temporary:
-            shutil.copyfile(weights, temporary)
-        print(f"\nBest epoch so far, with {self.monitor} {value:.5f}: {path}")
 
     def _add_row(self, row):
         text = io.StringIO()
