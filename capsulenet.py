@@ -21,6 +21,7 @@ import operator
 import os
 import signal
 import sys
+import zlib
 
 import keras
 import numpy as np
@@ -290,7 +291,8 @@ def train(model, data, args, signals=False):
         `model`, trained.
 
     Raises:
-        ValueError: if an option has a value that it can't have.
+        ValueError: if an option has a value that it can't have, or a run can't go on
+            from what there is.
         OSError: if the save directory can't be written, or another process trains
             there.
         FloatingPointError: if the loss is no finite number.
@@ -343,6 +345,7 @@ def _fit(model, data, args, watching):
     host, hosts = devices.host()
     (x_train, y_train), validation_data = data
     checkpoint = _checkpoint_to_resume(args)
+    start = _start(data, args, checkpoint)
     if args.seed is None:
         args.seed = _draw_seed()
     with_images = len(model.outputs) > 1
@@ -369,11 +372,13 @@ def _fit(model, data, args, watching):
         begin = checkpoint["epochs"]
     elif args.resume:
         print(f"Nothing to resume in {args.save_dir}: starting at epoch 0")
-    if host == 0 and checkpoint is None:
-        checkpoints.set_aside(args.save_dir)
-    elif host == 0:
+    if host == 0 and checkpoint is not None:
         checkpoints.restore_log(args.save_dir, checkpoint)
         print(f"Resumed after epoch {begin} of {args.epochs}")
+        if args.weights is not None:
+            print(
+                f"Its weights are the checkpoint's, no longer those of {args.weights}"
+            )
     if args.pause_after:
         end = min(end, begin + args.pause_after)
     validation_batches = datasets.ValidationBatches(
@@ -382,7 +387,9 @@ def _fit(model, data, args, watching):
         with_images=with_images,
         **shared,
     )
-    used = _callbacks(model, args, batches, checkpoint, validation_data[0])
+    used = _callbacks(model, args, batches, start, checkpoint, validation_data[0])
+    if host == 0 and checkpoint is None:  # now that nothing can be refused any more
+        checkpoints.set_aside(args.save_dir)
     try:
         model.fit(
             batches,
@@ -490,8 +497,8 @@ def _checkpoint_to_resume(args):
     Where `args.seed` is None it becomes the seed of the checkpoint.
 
     Raises:
-        ValueError: if the options differ from those of the checkpoint, or the hosts
-            find different ones.
+        ValueError: if the options differ from those of the checkpoint, or the weights
+            from those that the run started from, or the hosts find different ones.
     """
     if not args.resume:
         return None
@@ -520,7 +527,54 @@ def _checkpoint_to_resume(args):
             f"--resume: the run in {args.save_dir} has other options: "
             + ", ".join(others)
         )
+    _check_weights(args, checkpoint)
     return checkpoint
+
+
+def _check_weights(args, checkpoint):
+    """Raise a `ValueError` where `-w` names others than the run started from."""
+    there = checkpoint.get("weights")
+    if args.weights is None or there is None:  # an older version did not tell
+        return
+    same_name = args.weights == there.get("path")
+    if same_name and not os.path.exists(args.weights):
+        return  # the run moved them aside: they lay in its own directory
+    if checkpoints.sha256(args.weights) != there.get("sha256"):
+        began = there.get("path", "random weights") + " as it was then" * same_name
+        raise ValueError(
+            f"--weights {args.weights}: the run in {args.save_dir} started from {began};"
+            " without -w, --resume goes on with it"
+        )
+
+
+def _start(data, args, checkpoint):
+    """Return what a run starts from, as its checkpoints tell it: data and weights.
+
+    Raises:
+        ValueError: if the data are not those of the checkpoint.
+    """
+    names = ("x_train", "y_train", "x_test", "y_test")
+    arrays = map(np.ascontiguousarray, (array for pair in data for array in pair))
+    start = {
+        "data": {
+            name: f"{array.dtype} {array.shape} crc32 {zlib.crc32(array):08x}"
+            for name, array in zip(names, arrays, strict=True)
+        }
+    }
+    if checkpoint is None:
+        path, weights = args.weights, {}
+        if path is not None:
+            weights = {"path": path, "sha256": checkpoints.sha256(path)}
+        return start | {"weights": weights}
+    there = checkpoint.get("data", start["data"])
+    for name, array in start["data"].items():
+        if there.get(name) != array:
+            raise ValueError(
+                f"--dataset {args.dataset}: its {name} ({array}) is not what the run in "
+                f"{args.save_dir} was trained on ({there.get(name)}); without --resume a "
+                "new run begins"
+            )
+    return start | {k: checkpoint[k] for k in ("weights",) if k in checkpoint}
 
 
 def compile_model(model, args, steps=1):
@@ -557,7 +611,7 @@ def compile_model(model, args, steps=1):
     )
 
 
-def _callbacks(model, args, batches, checkpoint, x_test):
+def _callbacks(model, args, batches, start, checkpoint, x_test):
     """What runs beside the training: schedule, clock, log, checkpoint, TensorBoard."""
     used = [
         keras.callbacks.LambdaCallback(
@@ -580,6 +634,7 @@ def _callbacks(model, args, batches, checkpoint, x_test):
         checkpoints.Checkpoints(
             args.save_dir,
             _run_options(args),
+            start,
             args.keep_checkpoints,
             checkpoint,
             monitor,
@@ -1131,7 +1186,12 @@ def build_parser():
         type=_digit,
         help="class whose capsule -t manipulates, or all of them",
     )
-    add("-w", "--weights", default=None, help="weights to start from or to test")
+    add(
+        "-w",
+        "--weights",
+        default=None,
+        help="weights to start from or to test; --resume takes those of its run alone",
+    )
     add("--resume", action="store_true", help="go on with the run in save_dir")
     add(
         "--deterministic",
@@ -1295,8 +1355,7 @@ def _prepare(args):
     if args.dataset != "mnist" and args.digit == build_parser().get_default("digit"):
         args.digit = min(args.digit, y_train.shape[1] - 1)
     check_options(args, n_class=y_train.shape[1])
-    if not args.testing:
-        _checkpoint_to_resume(args)
+    checkpoint = None if args.testing else _checkpoint_to_resume(args)
     args.seed = _draw_seed() if args.seed is None else args.seed
     keras.utils.set_random_seed(args.seed)
     if args.precision == "bfloat16":
@@ -1309,7 +1368,7 @@ def _prepare(args):
         conv=args.conv,
         routing_gradient=args.routing_gradient,
     )
-    if args.weights is not None:
+    if args.weights is not None and checkpoint is None:
         _load_weights(trio[0], args)
     if devices.host()[0] == 0:
         make_save_dir(args.save_dir)
