@@ -272,6 +272,9 @@ def step_memory(model, batch_size):
 def train(model, data, args, signals=False):
     """Train a CapsNet, and leave log, checkpoint, curves and weights in `save_dir`.
 
+    What another run left there is moved to a folder beside, see
+    `checkpoints.set_aside`.
+
     Args:
         model: the training model of `CapsNet`.
         data: `((x_train, y_train), (x_test, y_test))`, images `(n, height, width,

@@ -11,7 +11,7 @@ import math
 import os
 import platform
 import re
-import shutil
+import shlex
 import stat
 import subprocess
 import sys
@@ -210,40 +210,55 @@ _HALF_WRITTEN = re.compile(
 
 
 def set_aside(save_dir):
-    """Put away what another run left, so that a new run begins its own.
+    """Move what another run left to a folder of its own, so that a new run begins.
 
-    `log.csv`, `log.png` and `tensorboard-logs` become `log.1.csv` and so on, with the
-    first number that is free for all three. Its checkpoints go to the directory
-    `former-run`, in place of those of the run before it, where `--resume` still goes on
-    with them.
+    The folder is `run-1` in `save_dir`, or the first such number that is free;
+    `--resume` goes on with the run there. Files that no run writes stay. Says what went
+    where, and how to get back what git tracks.
 
     Args:
         save_dir: str. The directory.
     """
+    names = sorted(filter(_OF_A_RUN.fullmatch, os.listdir(save_dir)))
+    if not names:
+        return
+    folders = (os.path.join(save_dir, f"run-{n}") for n in itertools.count(1))
+    folder = next(path for path in folders if not os.path.lexists(path))
+    os.mkdir(folder)
+    for name in names:
+        os.replace(os.path.join(save_dir, name), os.path.join(folder, name))
+    print(f"What another run left in {save_dir} is now in {folder}: {', '.join(names)}")
+    if _found(folder):
+        print(f"--resume --save_dir {folder} goes on with it")
+    tracked = _tracked_by_git(save_dir, names)
+    if tracked:
+        command = shlex.join(["git", "-C", save_dir, "restore", "--", *tracked])
+        print(f"To have git's copies in place of what this run writes:\n{command}")
 
-    def place(name):
-        return os.path.join(save_dir, name)
 
-    names = {
-        "tensorboard-logs": "tensorboard-logs.{}",
-        "log.png": "log.{}.png",
-        "log.csv": "log.{}.csv",
-    }
-    number = 1
-    while any(os.path.exists(place(other.format(number))) for other in names.values()):
-        number += 1
-    for name, other in names.items():
-        if os.path.exists(place(name)):
-            os.replace(place(name), place(other.format(number)))
-            print(f"{place(name)} of another run is now {other.format(number)}")
-    former = place("former-run")
-    if last_checkpoint(save_dir) is not None:
-        shutil.rmtree(former, ignore_errors=True)
-        print(f"Its checkpoints: {former}, from which --resume still goes on")
-    for path in [path for n in _found(save_dir) for path in _paths(save_dir, n)]:
-        if os.path.exists(path):
-            os.makedirs(former, exist_ok=True)
-            os.replace(path, os.path.join(former, os.path.basename(path)))
+_OF_A_RUN = re.compile(
+    r"checkpoint-\d+\.(json|weights\.h5)|log\.(csv|png)|tensorboard-logs|"
+    r"(best\.weights|trained_model|interrupted_model)\.h5|"
+    r"(real_and_recon|confusion|mistakes|dimensions|predictions|manipulate-\d+)\.png"
+)
+"""Names of what a run, and the test of what it trained, leave in their directory."""
+
+
+def _tracked_by_git(folder, names):
+    """The files by these names that git tracks; none where there is no git."""
+    # A monitor of the file system is a program that the repository names.
+    command = ["git", "-c", "core.fsmonitor=false", "-C", folder, "ls-files", "-z"]
+    try:
+        done = subprocess.run(
+            [*command, "--", *names],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError:  # not installed
+        return []
+    return done.stdout.split("\0")[:-1]
 
 
 class Checkpoints(keras.callbacks.Callback):
