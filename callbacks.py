@@ -108,13 +108,33 @@ class NotFinite(keras.callbacks.Callback):
                 f"{batch + 1}"
             )
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_test_end(self, logs=None):
         """Look at the validation: the last step may have broken the weights."""
-        if not math.isfinite(logs.get("val_loss", 0.0)):
+        if not math.isfinite(logs["loss"]):
             raise FloatingPointError(
-                f"the validation loss is {logs['val_loss']} at the end of epoch "
-                f"{epoch + 1}"
+                f"the validation loss is {logs['loss']} at the end of epoch "
+                f"{self.epoch + 1}"
             )
+
+
+class AveragedWeights(keras.callbacks.Callback):
+    """Validate the optimizer's average of the weights, and train on with the weights.
+
+    Callbacks that come before this one find the average in the model when a validation
+    ends, all others find the weights. Keras' `SwapEMAWeights` adds and subtracts with
+    TensorFlow, which rounds: a training would depend on its validations.
+    """
+
+    def on_test_begin(self, logs=None):
+        """Keep the weights, and put the average in their place."""
+        self.trained = [weight.copy() for weight in self.model.get_weights()]
+        self.model.optimizer.finalize_variable_values(self.model.trainable_variables)
+        # As copies: with JAX they are the optimizer's own, which a step gives away.
+        self.model.set_weights(self.model.get_weights())
+
+    def on_test_end(self, logs=None):
+        """Put the weights back."""
+        self.model.set_weights(self.trained)
 
 
 class DeadCapsules(keras.callbacks.Callback):
@@ -170,14 +190,24 @@ def describe(initializer):
 
 
 class Interrupted(Exception):
-    """The training was asked to stop."""
+    """The training was asked to stop.
+
+    Args:
+        number: int. The signal that asked.
+        said: str. Where it stopped, what was saved and how to go on. Defaults to none.
+    """
+
+    def __init__(self, number, said=""):
+        super().__init__(said)
+        self.number = number
 
 
 class Interruption(keras.callbacks.Callback):
     """End the training after the step in progress, on Ctrl-C or SIGTERM.
 
     A second signal ends the process at once. To be used as a context around `fit`;
-    outside of the main thread it does nothing. `number` is the signal, or None.
+    without it, and outside of the main thread, it does nothing. `number` is the signal,
+    or None.
 
     Raises:
         Interrupted: after that step.
@@ -223,4 +253,4 @@ class Interruption(keras.callbacks.Callback):
 
     def _stop_if_asked(self):
         if self.number is not None:
-            raise Interrupted
+            raise Interrupted(self.number)

@@ -21,6 +21,7 @@ import operator
 import os
 import signal
 import sys
+import zlib
 
 import keras
 import numpy as np
@@ -298,8 +299,11 @@ def step_memory(model, batch_size):
 # Training, test and manipulation -----------------------------------------------------
 
 
-def train(model, data, args):
+def train(model, data, args, signals=False):
     """Train a CapsNet, and leave log, checkpoint, curves and weights in `save_dir`.
+
+    What another run left there is moved to a folder beside, see
+    `checkpoints.set_aside`.
 
     Args:
         model: the training model of `CapsNet`.
@@ -311,18 +315,24 @@ def train(model, data, args):
             default the options that its result depends on; `test_batch_size`, images a
             validation step; `log_interval`, batches between two printed lines, 0 for
             none; `threads` that prepare batches; `keep_checkpoints`, 0 for all;
-            `draw_reconstructions`, whether TensorBoard gets pictures.
+            `draw_reconstructions`, whether TensorBoard gets pictures. `weights` names
+            what the model was started from; it is not read.
+        signals: bool. Whether Ctrl-C and SIGTERM are taken over, to end the training
+            after the step in progress; for command lines. Defaults to False.
 
     Returns:
         `model`, trained.
 
     Raises:
-        ValueError: if an option has a value that it can't have.
+        ValueError: if an option has a value that it can't have, or a run can't go on
+            from what there is.
         OSError: if the save directory can't be written, or another process trains
             there.
         FloatingPointError: if the loss is no finite number.
-        SystemExit: where Ctrl-C or SIGTERM ended the training after a step, with the
-            code 130 or 143. The weights of that moment are in `interrupted_model.h5`.
+        callbacks.Interrupted: where one of those signals ended the training; it says
+            where. The weights of that moment are in `interrupted_model.h5`.
+        devices.HostLost: if another host is gone.
+        Exception: whatever else Keras raises while it trains.
     """
     args = _with_defaults(args)
     check_options(args)
@@ -333,17 +343,20 @@ def train(model, data, args):
         if host == 0:
             make_save_dir(args.save_dir)
             stack.enter_context(checkpoints.only_run(args.save_dir))
-        interruption = stack.enter_context(callbacks.Interruption())
+        interruption = callbacks.Interruption()
+        if signals:
+            stack.enter_context(interruption)
         progress = devices.Progress(devices.PATIENCE if hosts > 1 else None)
         try:
             end = _fit(model, data, args, [progress, interruption])
-        except callbacks.Interrupted:
-            _leave(model, args, interruption.number, progress.where())
+        except callbacks.Interrupted as stop:
+            said = _leave(model, args, stop.number, progress.where())
+            raise callbacks.Interrupted(stop.number, said) from None
         except (OSError, FloatingPointError) as error:
             how = _how_to_go_on(args.save_dir)
             raise type(error)(f"{first_line(error)}: {how}") from error
         except Exception as error:
-            if hosts == 1:
+            if hosts == 1 or _is_bad_input(error):
                 raise
             raise devices.HostLost(progress.lost(first_line(error))) from error
         if host > 0:
@@ -356,7 +369,7 @@ def train(model, data, args):
         print(f"Trained model saved to {weights}")
         plot_log(os.path.join(args.save_dir, "log.csv"), show=True)
         if interruption.number is not None:  # while the last files were written
-            raise SystemExit(128 + interruption.number)
+            raise callbacks.Interrupted(interruption.number)
     return model
 
 
@@ -365,6 +378,7 @@ def _fit(model, data, args, watching):
     host, hosts = devices.host()
     (x_train, y_train), validation_data = data
     checkpoint = _checkpoint_to_resume(args)
+    start = _start(data, args, checkpoint)
     if args.seed is None:
         args.seed = _draw_seed()
     with_images = len(model.outputs) > 1
@@ -391,11 +405,13 @@ def _fit(model, data, args, watching):
         begin = checkpoint["epochs"]
     elif args.resume:
         print(f"Nothing to resume in {args.save_dir}: starting at epoch 0")
-    if host == 0 and checkpoint is None:
-        checkpoints.set_aside(args.save_dir)
-    elif host == 0:
+    if host == 0 and checkpoint is not None:
         checkpoints.restore_log(args.save_dir, checkpoint)
         print(f"Resumed after epoch {begin} of {args.epochs}")
+        if args.weights is not None:
+            print(
+                f"Its weights are the checkpoint's, no longer those of {args.weights}"
+            )
     if args.pause_after:
         end = min(end, begin + args.pause_after)
     validation_batches = datasets.ValidationBatches(
@@ -404,7 +420,9 @@ def _fit(model, data, args, watching):
         with_images=with_images,
         **shared,
     )
-    used = _callbacks(model, args, batches, checkpoint, validation_data[0])
+    used = _callbacks(model, args, batches, start, checkpoint, validation_data[0])
+    if host == 0 and checkpoint is None:  # now that nothing can be refused any more
+        checkpoints.set_aside(args.save_dir)
     try:
         model.fit(
             batches,
@@ -414,9 +432,19 @@ def _fit(model, data, args, watching):
             validation_data=validation_batches,
             callbacks=[*used, *watching],
         )
-    except ValueError as error:  # a defect, unlike the bad input that others stand for
-        raise RuntimeError("the training failed") from error
+    except ValueError as error:
+        error.add_note(_DEFECT)
+        raise
     return end
+
+
+_DEFECT = "The training failed."
+"""Note on a `ValueError` that is a defect, unlike the bad input others stand for."""
+
+
+def _is_bad_input(error):
+    notes = getattr(error, "__notes__", [])
+    return isinstance(error, ValueError) and _DEFECT not in notes
 
 
 def _workers(threads):
@@ -429,7 +457,9 @@ def _workers(threads):
 
 
 def _leave(model, args, number, where):
-    """Save what there is of an interrupted training, and end the process."""
+    """Save what there is of an interrupted training; returns what is to be said."""
+    # Where weights are averaged, the average takes their place, as where a run ends.
+    model.optimizer.finalize_variable_values(model.trainable_variables)
     said = [f"\nStopped by {signal.Signals(number).name} {where}"]
     if devices.host()[0] == 0:
         weights = os.path.join(args.save_dir, "interrupted_model.h5")
@@ -442,9 +472,7 @@ def _leave(model, args, number, where):
         except OSError as error:
             said.append(f"Not everything could be saved: {first_line(error)}")
         said.append(_how_to_go_on(args.save_dir))
-    with contextlib.suppress(OSError):  # whoever reads may have been stopped as well
-        print("\n".join(said), file=sys.stderr, flush=True)
-    raise SystemExit(128 + number)
+    return "\n".join(said)
 
 
 def _how_to_go_on(save_dir):
@@ -502,8 +530,8 @@ def _checkpoint_to_resume(args):
     Where `args.seed` is None it becomes the seed of the checkpoint.
 
     Raises:
-        ValueError: if the options differ from those of the checkpoint, or the hosts
-            find different ones.
+        ValueError: if the options differ from those of the checkpoint, or the weights
+            from those that the run started from, or the hosts find different ones.
     """
     if not args.resume:
         return None
@@ -532,7 +560,54 @@ def _checkpoint_to_resume(args):
             f"--resume: the run in {args.save_dir} has other options: "
             + ", ".join(others)
         )
+    _check_weights(args, checkpoint)
     return checkpoint
+
+
+def _check_weights(args, checkpoint):
+    """Raise a `ValueError` where `-w` names others than the run started from."""
+    there = checkpoint.get("weights")
+    if args.weights is None or there is None:  # an older version did not tell
+        return
+    same_name = args.weights == there.get("path")
+    if same_name and not os.path.exists(args.weights):
+        return  # the run moved them aside: they lay in its own directory
+    if checkpoints.sha256(args.weights) != there.get("sha256"):
+        began = there.get("path", "random weights") + " as it was then" * same_name
+        raise ValueError(
+            f"--weights {args.weights}: the run in {args.save_dir} started from {began};"
+            " without -w, --resume goes on with it"
+        )
+
+
+def _start(data, args, checkpoint):
+    """Return what a run starts from, as its checkpoints tell it: data and weights.
+
+    Raises:
+        ValueError: if the data are not those of the checkpoint.
+    """
+    names = ("x_train", "y_train", "x_test", "y_test")
+    arrays = map(np.ascontiguousarray, (array for pair in data for array in pair))
+    start = {
+        "data": {
+            name: f"{array.dtype} {array.shape} crc32 {zlib.crc32(array):08x}"
+            for name, array in zip(names, arrays, strict=True)
+        }
+    }
+    if checkpoint is None:
+        path, weights = args.weights, {}
+        if path is not None:
+            weights = {"path": path, "sha256": checkpoints.sha256(path)}
+        return start | {"weights": weights}
+    there = checkpoint.get("data", start["data"])
+    for name, array in start["data"].items():
+        if there.get(name) != array:
+            raise ValueError(
+                f"--dataset {args.dataset}: its {name} ({array}) is not what the run in "
+                f"{args.save_dir} was trained on ({there.get(name)}); without --resume a "
+                "new run begins"
+            )
+    return start | {k: checkpoint[k] for k in ("weights",) if k in checkpoint}
 
 
 def compile_model(model, args, steps=1):
@@ -569,7 +644,7 @@ def compile_model(model, args, steps=1):
     )
 
 
-def _callbacks(model, args, batches, checkpoint, x_test):
+def _callbacks(model, args, batches, start, checkpoint, x_test):
     """What runs beside the training: schedule, clock, log, checkpoint, TensorBoard."""
     used = [
         keras.callbacks.LambdaCallback(
@@ -583,14 +658,16 @@ def _callbacks(model, args, batches, checkpoint, x_test):
             )
         )
     used.append(callbacks.NotFinite())
+    last = [callbacks.AveragedWeights()] if args.ema else []
     if devices.host()[0] > 0:  # the first host writes
-        return used
+        return used + last
     monitor = "val_capsnet_accuracy" if len(model.outputs) > 1 else "val_accuracy"
     used += [
         callbacks.EpochSeconds(),
         checkpoints.Checkpoints(
             args.save_dir,
             _run_options(args),
+            start,
             args.keep_checkpoints,
             checkpoint,
             monitor,
@@ -615,7 +692,7 @@ def _callbacks(model, args, batches, checkpoint, x_test):
             "TensorBoard logs are not written: they need the packages tensorflow and "
             "tensorboard"
         )
-    return used
+    return used + last
 
 
 def _some_lengths(model, batches):
@@ -1203,7 +1280,7 @@ def build_parser():
         "--ema",
         default=0.0,
         type=float,
-        help="momentum of the average of the weights that the run ends with; 0 for none",
+        help="momentum of the average of the weights that is validated and kept; 0: none",
     )
     add("--debug", action="store_true", help="weight histograms for TensorBoard")
     add("--save_dir", default="./result", help="directory for everything written")
@@ -1214,7 +1291,12 @@ def build_parser():
         type=_digit,
         help="class whose capsule -t manipulates, or all of them",
     )
-    add("-w", "--weights", default=None, help="weights to start from or to test")
+    add(
+        "-w",
+        "--weights",
+        default=None,
+        help="weights to start from or to test; --resume takes those of its run alone",
+    )
     add("--resume", action="store_true", help="go on with the run in save_dir")
     add(
         "--deterministic",
@@ -1380,8 +1462,7 @@ def _prepare(args):
     if args.dataset != "mnist" and args.digit == build_parser().get_default("digit"):
         args.digit = min(args.digit, y_train.shape[1] - 1)
     check_options(args, n_class=y_train.shape[1])
-    if not args.testing:
-        _checkpoint_to_resume(args)
+    checkpoint = None if args.testing else _checkpoint_to_resume(args)
     args.seed = _draw_seed() if args.seed is None else args.seed
     keras.utils.set_random_seed(args.seed)
     if args.precision == "bfloat16":
@@ -1394,7 +1475,7 @@ def _prepare(args):
         conv=args.conv,
         routing_gradient=args.routing_gradient,
     )
-    if args.weights is not None:
+    if args.weights is not None and checkpoint is None:
         _load_weights(trio[0], args)
     if devices.host()[0] == 0:
         make_save_dir(args.save_dir)
@@ -1465,13 +1546,19 @@ def main(argv=None):
 
 @contextlib.contextmanager
 def one_line_errors():
-    """End the program with one line: code 2 for bad input, 1 for a sick training."""
+    """End the program in a few words where an error is no defect.
+
+    The exit code is 2 for bad input, 1 for a sick training, and 130 or 143 for Ctrl-C or
+    SIGTERM.
+    """
     try:
         yield
     except OSError as error:
         about = f"{error.filename}: {error.strerror}"
         _fail(about if error.filename else first_line(error), 2)
     except ValueError as error:
+        if not _is_bad_input(error):
+            raise
         _fail(first_line(error), 2)
     except MemoryError as error:
         _fail(f"not enough memory ({first_line(error)})", 2)
@@ -1479,6 +1566,11 @@ def one_line_errors():
         _fail(first_line(error), 1)
     except KeyboardInterrupt:
         _fail("interrupted", 128 + signal.SIGINT)
+    except callbacks.Interrupted as stop:
+        with contextlib.suppress(OSError):  # whoever reads may have been stopped too
+            if str(stop):
+                print(stop, file=sys.stderr, flush=True)
+        raise SystemExit(128 + stop.number) from None
 
 
 def _fail(reason, code):
@@ -1511,7 +1603,7 @@ def run(args):
             test(eval_model, data.test, args)
             manipulate_latent(manipulate_model, data.test, args)
         else:
-            train(train_model, (data.train, data.test), args)
+            train(train_model, (data.train, data.test), args, signals=True)
 
 
 if __name__ == "__main__":

@@ -11,10 +11,11 @@ import math
 import os
 import platform
 import re
-import shutil
+import shlex
 import stat
 import subprocess
 import sys
+import tempfile
 
 import filelock
 import h5py
@@ -125,14 +126,16 @@ def read(path):
         OSError: if the file can't be read.
         ValueError: if it is no such file.
     """
-    mode = os.stat(path).st_mode
-    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # opening may never end
-        raise ValueError(f"{path}: not a file")
-    with open(path, "rb"):  # an OSError that names the file
+    return _read_apart(path)
+
+
+def _read_apart(path, *how):
+    """Run `weights_reader.py` on a file, and return what it read; see `read`."""
+    with _open_file(path):  # an OSError that names the file
         pass
     try:
         done = subprocess.run(
-            [sys.executable, weights_reader.__file__, path],
+            [sys.executable, weights_reader.__file__, path, *how],
             env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},  # threads take memory
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -153,6 +156,14 @@ def read(path):
     return about, {
         layer: list(itertools.islice(values, count)) for layer, count in counts.items()
     }
+
+
+def _open_file(path):
+    """Open a file to read its bytes; opening or reading what is none may never end."""
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise ValueError(f"{path}: not a file")
+    return open(path, "rb")
 
 
 # The directory of a run ---------------------------------------------------------------
@@ -199,58 +210,76 @@ _HALF_WRITTEN = re.compile(
 
 
 def set_aside(save_dir):
-    """Put away what another run left, so that a new run begins its own.
+    """Move what another run left to a folder of its own, so that a new run begins.
 
-    `log.csv`, `log.png` and `tensorboard-logs` become `log.1.csv` and so on, with the
-    first number that is free for all three. Its checkpoints go to the directory
-    `former-run`, in place of those of the run before it, where `--resume` still goes on
-    with them.
+    The folder is `run-1` in `save_dir`, or the first such number that is free;
+    `--resume` goes on with the run there. Files that no run writes stay. Says what went
+    where, and how to get back what git tracks.
 
     Args:
         save_dir: str. The directory.
     """
+    names = sorted(filter(_OF_A_RUN.fullmatch, os.listdir(save_dir)))
+    if not names:
+        return
+    folders = (os.path.join(save_dir, f"run-{n}") for n in itertools.count(1))
+    folder = next(path for path in folders if not os.path.lexists(path))
+    os.mkdir(folder)
+    for name in names:
+        os.replace(os.path.join(save_dir, name), os.path.join(folder, name))
+    print(f"What another run left in {save_dir} is now in {folder}: {', '.join(names)}")
+    if _found(folder):
+        print(f"--resume --save_dir {folder} goes on with it")
+    tracked = _tracked_by_git(save_dir, names)
+    if tracked:
+        command = shlex.join(["git", "-C", save_dir, "restore", "--", *tracked])
+        print(f"To have git's copies in place of what this run writes:\n{command}")
 
-    def place(name):
-        return os.path.join(save_dir, name)
 
-    names = {
-        "tensorboard-logs": "tensorboard-logs.{}",
-        "log.png": "log.{}.png",
-        "log.csv": "log.{}.csv",
-    }
-    number = 1
-    while any(os.path.exists(place(other.format(number))) for other in names.values()):
-        number += 1
-    for name, other in names.items():
-        if os.path.exists(place(name)):
-            os.replace(place(name), place(other.format(number)))
-            print(f"{place(name)} of another run is now {other.format(number)}")
-    former = place("former-run")
-    if last_checkpoint(save_dir) is not None:
-        shutil.rmtree(former, ignore_errors=True)
-        print(f"Its checkpoints: {former}, from which --resume still goes on")
-    for path in [path for n in _found(save_dir) for path in _paths(save_dir, n)]:
-        if os.path.exists(path):
-            os.makedirs(former, exist_ok=True)
-            os.replace(path, os.path.join(former, os.path.basename(path)))
+_OF_A_RUN = re.compile(
+    r"checkpoint-\d+\.(json|weights\.h5)|log\.(csv|png)|tensorboard-logs|"
+    r"(best\.weights|trained_model|interrupted_model)\.h5|"
+    r"(real_and_recon|confusion|mistakes|dimensions|predictions|manipulate-\d+)\.png"
+)
+"""Names of what a run, and the test of what it trained, leave in their directory."""
+
+
+def _tracked_by_git(folder, names):
+    """The files by these names that git tracks; none where there is no git."""
+    # A monitor of the file system is a program that the repository names.
+    command = ["git", "-c", "core.fsmonitor=false", "-C", folder, "ls-files", "-z"]
+    try:
+        done = subprocess.run(
+            [*command, "--", *names],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError:  # not installed
+        return []
+    return done.stdout.split("\0")[:-1]
 
 
 class Checkpoints(keras.callbacks.Callback):
     """Keep the whole state of the training after each epoch, so that it can go on.
 
     A checkpoint is a pair of files: `checkpoint-<epochs>.weights.h5` with weights
-    and optimizer, and `checkpoint-<epochs>.json` with the checksums of both, the
-    options and the log so far. The second is written last, and only where
+    and optimizer, and `checkpoint-<epochs>.json` with the checksums of both, what the
+    run depends on and the log so far. The second is written last, and only where
     both fit together is there a checkpoint. Two are kept, so that one remains if the
     other is damaged. What Keras' `BackupAndRestore` lacks: it keeps one, without
     checksum or log, and deletes it at the end.
 
-    The checkpoint of the best epoch is copied to `best.weights.h5`, and `log.csv` gets
-    a row an epoch; Keras' `CSVLogger` could leave half a row.
+    Before its checkpoint the best epoch so far gets `best.weights.h5`, with the weights
+    that were validated, and after it `log.csv` a row; Keras' `CSVLogger` could leave
+    half a row.
 
     Args:
         save_dir: str. The directory.
-        options: dict of what the run depends on, to be compared where it goes on.
+        options: dict of the options that the run depends on, to be compared where it
+            goes on.
+        start: dict of what it started from, `data` and `weights`, to be compared too.
         keep: int. How many are kept, the last ones; 0 for all. Defaults to 2.
         checkpoint: dict. The checkpoint that the run goes on from, or None. What is
             there of later epochs is damaged; it is removed with the first epoch's end.
@@ -259,19 +288,23 @@ class Checkpoints(keras.callbacks.Callback):
     """
 
     def __init__(
-        self, save_dir, options, keep=2, checkpoint=None, monitor="val_accuracy"
+        self, save_dir, options, start, keep=2, checkpoint=None, monitor="val_accuracy"
     ):
         super().__init__()
         self.save_dir = save_dir
-        self.options = options
+        self.about = {"options": options, **start}
         self.keep = keep
         self.log = checkpoint["log"] if checkpoint else ""
         self.monitor = monitor
         rows = csv.DictReader(self.log.splitlines())
-        *before, last = [-math.inf, *(float(row[monitor]) for row in rows)]
-        self.best = max(before, default=-math.inf)
-        if last > self.best:  # the run may have ended before it was copied
-            self._copy_best(last, _paths(save_dir, checkpoint["epochs"])[0])
+        self.best = max((float(row[monitor]) for row in rows), default=-math.inf)
+        self.path_of_best = os.path.join(save_dir, "best.weights.h5")
+
+    def on_test_end(self, logs=None):
+        """Save the best weights: those in the model, which were just validated."""
+        if logs[self.monitor.removeprefix("val_")] > self.best:
+            with whole_file(self.path_of_best) as temporary:
+                _save_whole_model(self.model, temporary)
 
     def on_epoch_end(self, epoch, logs=None):
         """Write the checkpoint and the log, then remove what is not to be kept."""
@@ -279,28 +312,23 @@ class Checkpoints(keras.callbacks.Callback):
         weights, state = _paths(self.save_dir, epochs)
         with whole_file(weights) as temporary:
             _save_whole_model(self.model, temporary)
-            digest = _sha256(temporary)
+            digest = sha256(temporary)
         self._remove(lambda other: other > epochs)
         self._add_row({"epoch": epoch, **{name: logs[name] for name in sorted(logs)}})
         record = {
             "epochs": epochs,
-            "options": self.options,
+            **self.about,
             "log": self.log,
             "sha256": digest,
         }
         write_text(state, _to_text(record))
         write_text(os.path.join(self.save_dir, "log.csv"), self.log)
         if logs[self.monitor] > self.best:
-            self._copy_best(logs[self.monitor], weights)
+            self.best = logs[self.monitor]
+            best = f"{self.monitor} {self.best:.5f}: {self.path_of_best}"
+            print(f"\nBest epoch so far, with {best}")
         if self.keep:
             self._remove(lambda other: other <= epochs - self.keep)
-
-    def _copy_best(self, value, weights):
-        self.best = value
-        path = os.path.join(self.save_dir, "best.weights.h5")
-        with whole_file(path) as temporary:
-            shutil.copyfile(weights, temporary)
-        print(f"\nBest epoch so far, with {self.monitor} {value:.5f}: {path}")
 
     def _add_row(self, row):
         text = io.StringIO()
@@ -340,6 +368,9 @@ def _save_whole_model(model, path):
 _RECORD = {"epochs": int, "options": dict, "log": str, "sha256": str}
 """What the record of a checkpoint holds, beside its own checksum."""
 
+_START = {"data": dict, "weights": dict}
+"""What it holds as well, unless an older version wrote it."""
+
 
 def _to_text(record):
     """Turn the record of a checkpoint into text that holds its own checksum."""
@@ -367,18 +398,19 @@ def last_checkpoint(save_dir):
     for epochs in sorted(_found(save_dir), reverse=True):
         weights, state = _paths(save_dir, epochs)
         try:
-            with open(state, newline="") as file:
-                text = file.read()
+            with _open_file(state) as file:
+                text = file.read().decode()
             record = json.loads(text)
             if record.keys() != _RECORD.keys():  # those of older versions had no more
                 del record["sha256 of the rest"]
                 if text != _to_text(record):
                     raise ValueError("it was altered")
-            if any(type(record[name]) is not kind for name, kind in _RECORD.items()):
+            kinds = _RECORD | {k: v for k, v in _START.items() if k in record}
+            if any(type(record[name]) is not kind for name, kind in kinds.items()):
                 problem = "it is none"
             elif record["epochs"] != epochs:
                 problem = "it has another number"
-            elif record["sha256"] != _sha256(weights):
+            elif record["sha256"] != sha256(weights):
                 problem = f"the checksum of {weights} is another"
             else:
                 return record
@@ -395,23 +427,47 @@ def last_checkpoint(save_dir):
 def restore(model, save_dir, record):
     """Bring a compiled model back to a checkpoint.
 
+    The file is read as data alone, in a process of its own, see `read`. Keras, which
+    knows where each array belongs, is given a file that was written anew from that.
+
     Args:
         model: the training model, compiled.
         save_dir: str. The directory.
         record: dict that `last_checkpoint` returned for it.
 
     Raises:
-        ValueError: if the checkpoint is of another model.
+        ValueError: if its file can't be read as one, or is of another model.
     """
     model.optimizer.build(model.trainable_variables)
-    path = _paths(save_dir, record["epochs"])[0]
-    try:
-        with devices.alone():
-            model.load_weights(path)
-    except Exception as error:  # whatever Keras raises
+    path = weights_path(save_dir, record["epochs"])
+    _, arrays = _read_apart(path, "checkpoint")
+    found = sum(name.startswith("optimizer/vars/") for name in arrays)
+    needed = len(model.optimizer.variables)
+    if found != needed:  # Keras would leave the optimizer as it is
         raise ValueError(
-            f"{path}: is of another model ({first_line(error)})"
-        ) from error
+            f"{path}: is of another model (its optimizer has {found} arrays, and this "
+            f"one {needed})"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        copy = os.path.join(folder, "copy.weights.h5")
+        with open(copy, "wb") as file:
+            file.write(_to_hdf5(arrays))
+        try:
+            with devices.alone():
+                model.load_weights(copy)
+        except Exception as error:  # whatever Keras raises
+            raise ValueError(
+                f"{path}: is of another model ({first_line(error)})"
+            ) from error
+
+
+def _to_hdf5(arrays):
+    """Return the bytes of an HDF5 file that holds what `_read_apart` returned."""
+    content = io.BytesIO()
+    with h5py.File(content, "w") as file:
+        for name, (array,) in arrays.items():
+            file[name] = array
+    return content.getbuffer()
 
 
 def restore_log(save_dir, record):
@@ -439,6 +495,7 @@ def _found(save_dir):
     return [int(match[1]) for match in found if match]
 
 
-def _sha256(path):
-    with open(path, "rb") as file:
+def sha256(path):
+    """Return the sha256 of a file, in hexadecimal digits."""
+    with _open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -261,7 +261,7 @@ def main(argv=None):
             for weight in train_model.weights:
                 print(f"{weight.path}: {tuple(weight.shape)}")
             print(f"{train_model.count_params():,} parameters")
-            capsulenet.train(train_model, (data.train, data.test), options)
+            capsulenet.train(train_model, data[:2], options, signals=True)
         _, eval_model = build(args, shape)  # for one device
         eval_model.set_weights(train_model.get_weights())
         capsulenet.test(eval_model, data.test, options)

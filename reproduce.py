@@ -238,7 +238,7 @@ def run(args, variant, seed, data):
         checkpoints.load_weights(train_model, options.weights)
     about = {"device": device(), "versions": versions()}
     seen = tuple(array[:HELD_OUT] for array in data.train)
-    capsulenet.train(train_model, (data.train, seen), options)
+    capsulenet.train(train_model, (data.train, seen), options, signals=True)
     log = read_csv(os.path.join(options.save_dir, "log.csv"))
     if len(log) < options.epochs:
         return None

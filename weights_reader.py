@@ -1,8 +1,9 @@
 """Reads a file of weights as data alone, within limits of time and memory.
 
     python weights_reader.py FILE
+    python weights_reader.py FILE checkpoint
 
-`checkpoints.read` runs this in a process of its own: on some damaged files HDF5's
+`checkpoints.read` and `checkpoints.restore` run this in a process of its own: on some damaged files HDF5's
 library never comes to an end, and on others it takes all the memory there is. What is
 read goes to the standard output, as `numpy.savez` writes it. Code in a file is never
 run, and links out of it are not followed.
@@ -59,6 +60,21 @@ def read(path):
         if file.attrs.get("sha256", "") not in ("", checksum(about, weights)):
             raise ValueError("damaged, its checksum is another")
         return dict(json.loads(about)), weights
+
+
+def read_checkpoint(path):
+    """Read every array of an HDF5 file, the optimizer's too; limits are as for `read`.
+
+    Args:
+        path: str. The file.
+
+    Returns:
+        `({}, arrays)`: nothing about it, and a dict of paths in the file to lists of
+        one array each.
+    """
+    with h5py.File(path, "r") as file:
+        arrays = _arrays(file, os.path.getsize(path))
+    return {}, {name: [array] for name, array in arrays.items()}
 
 
 def checksum(about, weights):
@@ -176,11 +192,11 @@ def limit(size):
 
 
 def main():
-    """Write what `read` returns to the standard output."""
-    path = sys.argv[1]
+    """Write what `read` or `read_checkpoint` returns to the standard output."""
+    path, *checkpoint = sys.argv[1:]
     limit(os.path.getsize(path))
     try:
-        about, weights = read(path)
+        about, weights = (read_checkpoint if checkpoint else read)(path)
     except Exception as error:  # whatever a damaged file makes the readers raise
         reason = " ".join(str(error).split()) or type(error).__name__
         raise SystemExit(reason) from error

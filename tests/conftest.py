@@ -16,6 +16,7 @@ sys.path.insert(0, ROOT)
 # program respects this: the tests must not depend on how they were started.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -51,14 +52,65 @@ def small_capsnet(**changes):
 
 
 def small_data(n=50, n_test=23):
-    """Bars in three directions, which a small network tells apart quickly."""
+    """Bars in three directions, which a small network tells apart quickly.
+
+    The same each time: a run goes on with its own data alone.
+    """
     y = np.arange(n + n_test) % 3
-    x = np.random.random((len(y), 12, 12, 1)).astype("float32") * 0.3
+    x = np.random.default_rng(0).random((len(y), 12, 12, 1), "float32") * 0.3
     x[y == 0, 5:7] = 1
     x[y == 1, :, 5:7] = 1
     x[y == 2, 4:8, 4:8] = 1
     y = np.eye(3, dtype="float32")[y]
     return (x[:n], y[:n]), (x[n:], y[n:])
+
+
+class Records(keras.callbacks.Callback):
+    """Keeps the weights after every step, as lists of arrays."""
+
+    def __init__(self):
+        super().__init__()
+        self.steps = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        if keras.backend.backend() == "jax":
+            self.model.jax_state_sync()
+        self.steps.append([weight.copy() for weight in self.model.get_weights()])
+
+
+def average_of(steps, momentum):
+    """The running average of weights that `Records` kept, in float64."""
+    average = [np.float64(weight) for weight in steps[0]]
+    for step in steps[1:]:
+        average = [momentum * a + (1 - momentum) * w for a, w in zip(average, step)]
+    return average
+
+
+def h5_arrays(path):
+    """Every array of an HDF5 file, by its path."""
+    arrays = {}
+    with h5py.File(path, "r") as file:
+
+        def collect(name, node):
+            if isinstance(node, h5py.Dataset):
+                arrays[name] = node[()]
+
+        file.visititems(collect)
+    return arrays
+
+
+@pytest.fixture
+def with_callback(monkeypatch):
+    """A function that puts a callback before those of every training."""
+
+    def put(callback):
+        used = capsulenet._callbacks
+        monkeypatch.setattr(
+            capsulenet, "_callbacks", lambda *args: [callback, *used(*args)]
+        )
+        return callback
+
+    return put
 
 
 def options(save_dir, **changes):

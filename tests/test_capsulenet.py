@@ -7,7 +7,15 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from conftest import SMALL, options, read_log, small_capsnet, small_data
+from conftest import (
+    SMALL,
+    Records,
+    average_of,
+    options,
+    read_log,
+    small_capsnet,
+    small_data,
+)
 from keras import ops
 from PIL import Image
 
@@ -368,15 +376,43 @@ def test_a_run_in_parts_ends_as_one_in_one_piece(tmp_path, changes):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-def test_averaged_weights_are_what_a_run_ends_with(tmp_path):
-    models = [small_capsnet()[0] for _ in range(2)]
-    models[1].set_weights(models[0].get_weights())
-    data = small_data()
-    for model, ema in zip(models, (0.0, 0.9)):
-        train(model, data, options(tmp_path / str(ema), seed=0, epochs=2, ema=ema))
-    logs = [without_seconds(read_log(tmp_path / ema)) for ema in ("0.0", "0.9")]
-    assert logs[0][-1] == pytest.approx(logs[1][-1], rel=1e-3)  # the same steps
-    assert abs(models[0].get_weights()[0] - models[1].get_weights()[0]).max() > 1e-4
+def test_averaged_weights_are_validated_kept_and_what_a_run_ends_with(
+    tmp_path, with_callback
+):
+    recorded, model = with_callback(Records()), small_capsnet()[0]
+    (x, y), data = small_data()[1], small_data()
+    train(model, data, options(tmp_path, seed=0, epochs=3, lr=0.01, ema=0.8))
+    averages = [average_of(recorded.steps[: 5 * n], 0.8) for n in (1, 2, 3)]
+    log = read_log(tmp_path)
+    for row, average in zip(log, averages, strict=True):
+        model.set_weights(average)
+        loss = float(margin_loss(y, model.predict([x, y], verbose=0)[0]))
+        assert row["val_capsnet_loss"] == pytest.approx(loss, rel=1e-4)
+    best = np.argmax([row["val_capsnet_accuracy"] for row in log])
+    expected = {
+        "trained_model.h5": averages[-1],
+        "best.weights.h5": averages[best],
+        "checkpoint-0003.weights.h5": recorded.steps[-1],  # to go on from
+    }
+    for name, weights in expected.items():
+        load_weights(model, str(tmp_path / name))
+        for a, b in zip(model.get_weights(), weights, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-6)
+    assert (
+        max(abs(a - b).max() for a, b in zip(averages[-1], recorded.steps[-1])) > 0.01
+    )
+
+
+def test_averaging_does_not_change_the_steps(tmp_path, with_callback):
+    recorded = with_callback(Records())
+    for ema in (0.0, 0.8):
+        keras.utils.set_random_seed(0)
+        args = options(tmp_path / str(ema), seed=0, epochs=2, ema=ema)
+        train(small_capsnet()[0], small_data(), args)
+    plain, averaged = recorded.steps[:10], recorded.steps[10:]
+    for step, other in zip(plain, averaged, strict=True):
+        for a, b in zip(step, other, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-6)
 
 
 def test_a_run_is_not_resumed_with_other_options(tmp_path):

@@ -5,9 +5,8 @@ import random
 import subprocess
 import sys
 
-import h5py
 import pytest
-from conftest import ROOT, script_environment
+from conftest import ROOT, h5_arrays, script_environment
 
 import checkpoints
 
@@ -33,19 +32,6 @@ def start(backend, dataset, cwd, epochs):
     )
 
 
-def arrays_of(path):
-    """Every array of an HDF5 file, by its path."""
-    arrays = {}
-    with h5py.File(path, "r") as file:
-
-        def collect(name, node):
-            if isinstance(node, h5py.Dataset):
-                arrays[name] = node[()]
-
-        file.visititems(collect)
-    return arrays
-
-
 def what_it_leaves(directory, epochs):
     """The log without the seconds, and the weights, optimizer and random state."""
     with open(directory / "log.csv", newline="") as file:
@@ -55,7 +41,7 @@ def what_it_leaves(directory, epochs):
         "best.weights.h5",
         f"checkpoint-{epochs:04d}.weights.h5",
     )
-    return log, {name: arrays_of(directory / name) for name in names}
+    return log, {name: h5_arrays(directory / name) for name in names}
 
 
 def last_epoch(directory):

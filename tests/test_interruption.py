@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 from conftest import (
     ROOT,
+    Records,
+    average_of,
+    h5_arrays,
     options,
     read_log,
     script_environment,
@@ -22,7 +25,9 @@ from conftest import (
 import callbacks
 import capsulenet
 import checkpoints
+import datasets
 import main
+import reproduce
 import utils
 from capsulenet import load_weights, train
 
@@ -63,16 +68,14 @@ class SendsSignal(keras.callbacks.Callback):
 
 @pytest.mark.parametrize("name, code", [("SIGINT", 130), ("SIGTERM", 143)])
 def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(
-    tmp_path, monkeypatch, capfd, name, code
+    tmp_path, with_callback, capfd, name, code
 ):
-    sends = SendsSignal(getattr(signal, name), epoch=1, step=2)
-    used = capsulenet._callbacks
-    monkeypatch.setattr(capsulenet, "_callbacks", lambda *args: [sends, *used(*args)])
+    with_callback(SendsSignal(getattr(signal, name), epoch=1, step=2))
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     model = small_capsnet()[0]
     args = options(tmp_path, seed=0, epochs=3)
-    with pytest.raises(SystemExit) as stop:
-        train(model, small_data(), args)
+    with pytest.raises(SystemExit) as stop, capsulenet.one_line_errors():
+        train(model, small_data(), args, signals=True)
     assert stop.value.code == code
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
     said = capfd.readouterr().err
@@ -89,23 +92,22 @@ def test_a_signal_while_a_checkpoint_is_written_waits_for_it(tmp_path, monkeypat
     save = checkpoints._save_whole_model
 
     def interrupted_save(model, path):
+        monkeypatch.undo()  # once is enough
         os.kill(os.getpid(), signal.SIGTERM)
         save(model, path)
 
     monkeypatch.setattr(checkpoints, "_save_whole_model", interrupted_save)
-    with pytest.raises(SystemExit):
-        small_train(tmp_path, epochs=3)
+    with pytest.raises(callbacks.Interrupted):
+        train(classifier(), small_data(), options(tmp_path, epochs=3), signals=True)
     assert checkpoints.last_checkpoint(tmp_path)["epochs"] == 1
     assert len(read_log(tmp_path)) == 1
 
 
 @pytest.mark.parametrize("trouble", ["nobody reads", "full disk"])
 def test_a_signal_is_answered_where_nothing_can_be_said_or_saved(
-    tmp_path, monkeypatch, trouble
+    tmp_path, monkeypatch, with_callback, trouble
 ):
-    sends = SendsSignal(signal.SIGINT, epoch=0, step=1)
-    used = capsulenet._callbacks
-    monkeypatch.setattr(capsulenet, "_callbacks", lambda *args: [sends, *used(*args)])
+    with_callback(SendsSignal(signal.SIGINT, epoch=0, step=1))
 
     def fail(*_):
         raise BrokenPipeError
@@ -115,8 +117,8 @@ def test_a_signal_is_answered_where_nothing_can_be_said_or_saved(
     else:
         monkeypatch.setattr(os, "write", fail)
         monkeypatch.setattr(sys.stderr, "write", fail, raising=False)
-    with pytest.raises(SystemExit) as stop:
-        small_train(tmp_path)
+    with pytest.raises(SystemExit) as stop, capsulenet.one_line_errors():
+        train(classifier(), small_data(), options(tmp_path), signals=True)
     assert stop.value.code == 130
     assert (tmp_path / "interrupted_model.h5").exists() == (trouble == "nobody reads")
 
@@ -151,6 +153,94 @@ def test_signals_that_are_ignored_stay_ignored():
         signal.signal(signal.SIGINT, former)
 
 
+class InterruptsValidation(keras.callbacks.Callback):
+    """Sends Ctrl-C in the validation of the second epoch."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_test_batch_begin(self, batch, logs=None):
+        if self.epoch == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("steps", [8, 10])
+def test_an_interrupted_run_leaves_the_average_of_its_weights(
+    tmp_path, with_callback, steps
+):
+    recorded = with_callback(Records())
+    stop = SendsSignal(signal.SIGINT, epoch=1, step=2)
+    with_callback(stop if steps == 8 else InterruptsValidation())
+    model, args = small_capsnet()[0], options(tmp_path, seed=0, epochs=3, ema=0.8)
+    with pytest.raises(callbacks.Interrupted):
+        train(model, small_data(), args, signals=True)
+    assert len(recorded.steps) == steps
+    load_weights(model, str(tmp_path / "interrupted_model.h5"))
+    expected = average_of(recorded.steps, 0.8)
+    for a, b in zip(model.get_weights(), expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+# A library, and command lines --------------------------------------------------------
+
+
+def test_a_library_call_leaves_signals_and_errors_as_they_are(tmp_path, with_callback):
+    class Defect(ValueError):
+        pass
+
+    class Fails(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            handlers.append(list(map(signal.getsignal, numbers)))
+            raise error
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    handlers = [list(map(signal.getsignal, numbers))]
+    with_callback(Fails())
+    for error in (Defect("of three lines"), KeyboardInterrupt(), TypeError("a type")):
+        with pytest.raises(BaseException) as raised:
+            small_train(tmp_path)
+        assert raised.value is error
+    with pytest.raises(ValueError, match="--lr -1"):
+        small_train(tmp_path, lr=-1)
+    assert all(handler == handlers[0] for handler in handlers) and len(handlers) == 4
+
+
+def test_a_defect_in_the_training_is_no_bad_input_of_a_command_line(
+    tmp_path, with_callback
+):
+    class Fails(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            raise ValueError("a defect")
+
+    with_callback(Fails())
+    with pytest.raises(ValueError, match="a defect"), capsulenet.one_line_errors():
+        small_train(tmp_path)
+    with pytest.raises(SystemExit) as stop, capsulenet.one_line_errors():
+        small_train(tmp_path, lr=-1)
+    assert stop.value.code == 2
+
+
+@pytest.mark.parametrize("front", [capsulenet, main, reproduce])
+def test_command_lines_take_over_signals(
+    tmp_path, monkeypatch, data_file, with_callback, capfd, front
+):
+    monkeypatch.chdir(tmp_path)
+    with_callback(SendsSignal(signal.SIGTERM, epoch=0, step=0))
+    flags = {
+        capsulenet: ["--batch_size", "20"],
+        main: list(map(str, NETWORK)),
+        reproduce: ["--variants", "v1", "--csv", "table.csv"],
+    }
+    with pytest.raises(SystemExit) as stop:
+        front.main(["--dataset", str(data_file), *flags[front]])
+    assert stop.value.code == 143
+    said = capfd.readouterr().err
+    assert "Stopped by SIGTERM in epoch 1 after step 1\nThe weights of that" in said
+    assert "no epoch was finished, --resume starts at epoch 0\n" in said
+    (weights,) = tmp_path.rglob("interrupted_model.h5")
+    assert str(weights.relative_to(tmp_path)) in said
+
+
 # One run a directory -----------------------------------------------------------------
 
 
@@ -181,18 +271,108 @@ def test_a_directory_in_use_is_refused_with_the_number_of_the_process(tmp_path):
     assert (tmp_path / ".lock.by").read_text().startswith(f"{os.getpid()} on ")
 
 
-def test_a_run_from_the_start_keeps_the_log_of_the_one_before(tmp_path, capsys):
-    small_train(tmp_path, epochs=2)
-    (tmp_path / "tensorboard-logs").mkdir(exist_ok=True)
-    (tmp_path / "tensorboard-logs.1").mkdir()
-    old = {name: (tmp_path / name).read_bytes() for name in ("log.csv", "log.png")}
-    for number in (2, 3):
-        small_train(tmp_path, epochs=1)
-        assert f"is now log.{number}.csv" in capsys.readouterr().out
-    assert (tmp_path / "log.2.csv").read_bytes() == old["log.csv"]
-    assert (tmp_path / "log.2.png").read_bytes() == old["log.png"]
-    assert (tmp_path / "tensorboard-logs.2").is_dir()
-    assert len(read_log(tmp_path)) == 1
+OF_A_RUN = (
+    *("log.csv", "log.png", "trained_model.h5", "best.weights.h5"),
+    *("checkpoint-0001.json", "checkpoint-0001.weights.h5"),
+    *("interrupted_model.h5", "real_and_recon.png", "confusion.png", "mistakes.png"),
+    *("manipulate-0.png", "manipulate-12.png", "dimensions.png", "predictions.png"),
+)
+NOT_OF_A_RUN = ("README.md", "mnist.csv", "my-log.csv", "mine.h5", "manipulate-me.png")
+
+
+def files_under(directory):
+    """The content of every file in a directory, but for who holds the lock."""
+    return {
+        str(path.relative_to(directory)): path.read_bytes()
+        for path in directory.rglob("*")
+        if path.is_file() and not path.name.startswith(".lock")
+    }
+
+
+def test_a_run_from_the_start_moves_every_file_of_the_one_before(
+    tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "tensorboard-logs").mkdir()
+    (tmp_path / "run-2").mkdir()  # somebody's
+    foreign = {*NOT_OF_A_RUN, "run-2/trained_model.h5"}
+    for name in {*OF_A_RUN, *foreign, "tensorboard-logs/events"}:
+        (tmp_path / name).write_text(name)
+    with pytest.raises(ValueError, match="--lr -1"):
+        small_train(tmp_path, lr=-1)
+    assert not (tmp_path / "run-1").exists()  # a run that is refused has not begun
+    monkeypatch.setenv("PATH", "")  # as if git were not installed
+    expected = {}
+    for number in (1, 3):
+        before = files_under(tmp_path)
+        small_train(tmp_path)
+        moved = {n: d for n, d in before.items() if n not in foreign | {*expected}}
+        assert number > 1 or moved.keys() >= {*OF_A_RUN, "tensorboard-logs/events"}
+        expected |= {f"run-{number}/{name}": data for name, data in moved.items()}
+        expected |= {name: before[name] for name in foreign}
+        after = files_under(tmp_path)
+        assert {name: after.get(name) for name in expected} == expected
+        said = capsys.readouterr().out
+        assert f"is now in {tmp_path}/run-{number}: " in said and "git" not in said
+        assert all(name in said for name in OF_A_RUN if name in moved)
+
+
+def test_a_run_from_the_start_does_not_go_on_with_the_one_before(tmp_path):
+    small_train(tmp_path, epochs=3, pause_after=2)
+    before = files_under(tmp_path)
+    model = classifier()
+    model.fit = None  # a run that fails before its first epoch has ended
+    with pytest.raises(TypeError):
+        train(model, small_data(), options(tmp_path, seed=0, epochs=3))
+    assert checkpoints.last_checkpoint(tmp_path) is None
+    former = tmp_path / "run-1"
+    assert files_under(former) == before
+    small_train(tmp_path, epochs=1)
+    assert checkpoints.last_checkpoint(tmp_path)["epochs"] == 1
+    small_train(former, epochs=3, resume=True)
+    assert [row["epoch"] for row in read_log(former)] == [0, 1, 2]
+
+
+def test_three_runs_into_one_folder_leave_three_trained_models(
+    tmp_path, monkeypatch, data_file
+):
+    monkeypatch.chdir(tmp_path)
+    results, left = tmp_path / "results", []
+    names = ("trained_model.h5", "best.weights.h5", "log.csv", "confusion.png")
+    flags = ["--dataset", str(data_file), *map(str, NETWORK)]
+    for seed in ("1", "2", "3"):
+        main.main([*flags, "--use-reconstruction-loss", "no", "--seed", seed])
+        left.append([(results / name).read_bytes() for name in names])
+    folders = (results / "run-1", results / "run-2", results)
+    assert left == [[(f / name).read_bytes() for name in names] for f in folders]
+    assert len({trained for trained, *_ in left}) == 3
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="needs git")
+def test_the_shipped_model_is_moved_and_git_s_way_back_is_told(
+    tmp_path, monkeypatch, data_file, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    shipped = {
+        name: f"shipped {name}".encode() for name in os.listdir(f"{ROOT}/result")
+    }
+    (tmp_path / "result").mkdir()
+    for name, content in shipped.items():
+        (tmp_path / "result" / name).write_bytes(content)
+    subprocess.run("git init -q && git add result", shell=True, check=True)
+    (tmp_path / "result" / "mnist.csv").write_bytes(b"another row")
+    shipped["mnist.csv"] = b"another row"
+    capsulenet.main(["--dataset", str(data_file), "--epochs", "1"])
+    told = capsys.readouterr().out.splitlines()
+    stay = {"README.md", "mnist.csv", "mnist_held_out.csv"}
+    after = files_under(tmp_path / "result")
+    for name, content in shipped.items():
+        assert after[name if name in stay else f"run-1/{name}"] == content
+    (line,) = [line for line in told if " is now in ./result/run-1: " in line]
+    assert "trained_model.h5" in line
+    (command,) = [line for line in told if line.startswith("git -C ./result restore")]
+    subprocess.run(command, shell=True, check=True)
+    restored = files_under(tmp_path / "result")
+    assert {name: restored[name] for name in shipped} == shipped
 
 
 def test_what_a_dead_run_left_half_written_is_removed(tmp_path):
@@ -202,21 +382,6 @@ def test_what_a_dead_run_left_half_written_is_removed(tmp_path):
     foreign.write_bytes(b"not ours")
     small_train(tmp_path)
     assert not half.exists() and foreign.exists()
-
-
-def test_a_run_from_the_start_does_not_go_on_with_the_one_before(tmp_path):
-    small_train(tmp_path, epochs=3, pause_after=2)
-    model = classifier()
-    model.fit = None  # a run that fails before its first epoch has ended
-    with pytest.raises(TypeError):
-        train(model, small_data(), options(tmp_path, seed=0, epochs=3))
-    assert checkpoints.last_checkpoint(tmp_path) is None
-    former = tmp_path / "former-run"
-    assert checkpoints.last_checkpoint(former)["epochs"] == 2
-    small_train(tmp_path, epochs=1)
-    assert checkpoints.last_checkpoint(tmp_path)["epochs"] == 1
-    small_train(former, epochs=3, resume=True)
-    assert [row["epoch"] for row in read_log(former)] == [0, 1, 2]
 
 
 # Disks and directories ---------------------------------------------------------------
@@ -355,17 +520,26 @@ def test_a_directory_that_vanishes_is_one_error(tmp_path, monkeypatch):
 # Sick trainings ----------------------------------------------------------------------
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(tmp_path):
+def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(
+    tmp_path, monkeypatch
+):
     model = small_capsnet()[0]
     (x, y), test = small_data()
     args = options(tmp_path, seed=0, epochs=2, pause_after=1, resume=True)
     train(model, ((x, y), test), args)
     before = files_that_stay(tmp_path)
+    draw = datasets.TrainingBatches.draw
+
+    def harmful(batches, epoch):
+        draw(batches, epoch)
+        batches.x = np.full_like(batches.x, np.nan)
+
+    monkeypatch.setattr(datasets.TrainingBatches, "draw", harmful)
     with pytest.raises(
         FloatingPointError,
         match="loss is nan in epoch 2 after step 1: .*checkpoint-0001.*--resume",
     ):
-        train(model, ((np.full_like(x, np.nan), y), test), args)
+        train(model, ((x, y), test), args)
     assert files_that_stay(tmp_path) == before
 
 
@@ -388,6 +562,7 @@ def test_weights_broken_by_the_last_step_are_noticed_too(tmp_path):
     finally:
         callbacks.EpochSeconds = original
     assert checkpoints.last_checkpoint(tmp_path) is None
+    assert not files_that_stay(tmp_path)
 
 
 @pytest.mark.parametrize("dead", [True, False])
@@ -407,6 +582,70 @@ def test_capsules_of_length_zero_are_warned_of(tmp_path, monkeypatch, capsys, de
 
 
 # Going on ----------------------------------------------------------------------------
+
+
+def with_one_image_changed(data):
+    (x, y), test = data
+    x = x.copy()
+    x[17, 3, 4] += 1e-3
+    return (x, y), test
+
+
+def with_one_label_changed(data):
+    train, (x, y) = data
+    return train, (x, np.roll(y, 1, axis=0))
+
+
+@pytest.mark.parametrize(
+    "change, name",
+    [(with_one_image_changed, "x_train"), (with_one_label_changed, "y_test")],
+)
+def test_a_run_does_not_go_on_with_other_data(tmp_path, change, name):
+    small_train(tmp_path, epochs=2, pause_after=1)
+    before = files_under(tmp_path)
+    args = options(tmp_path, seed=0, epochs=2, resume=True)
+    with pytest.raises(ValueError, match=f"--dataset mnist: its {name} .float32 .*run"):
+        train(classifier(), change(small_data()), args)
+    assert files_under(tmp_path) == before
+
+
+def test_a_run_goes_on_with_the_weights_that_it_started_from(
+    tmp_path, data_file, capsys
+):
+    for name in ("a", "b"):
+        model = capsulenet.CapsNet((17, 17, 1), 2, 1)[0]
+        capsulenet.save_weights(model, str(tmp_path / f"{name}.h5"))
+    save_dir, first, other = (str(tmp_path / name) for name in ("run", "a.h5", "b.h5"))
+    command = ["--dataset", str(data_file), "--save_dir", save_dir, "--resume"]
+    command += ["--epochs", "1", "--routings", "1", "-w"]
+    capsulenet.main([*command, first])
+    log = (tmp_path / "run" / "log.csv").read_bytes()
+    with pytest.raises(SystemExit) as stop:
+        capsulenet.main([*command, other])
+    assert stop.value.code == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert f"--weights {other}: the run in {save_dir} started from {first};" in line
+    (tmp_path / "b.h5").write_bytes((tmp_path / "a.h5").read_bytes())
+    for same in (first, other, first):
+        capsulenet.main([*command, same])
+        said = capsys.readouterr().out
+        assert "Resumed after epoch 1 of 1" in said
+        assert f"no longer those of {same}" in said
+        (tmp_path / "a.h5").unlink(missing_ok=True)  # or moved aside by the run itself
+    assert (tmp_path / "run" / "log.csv").read_bytes() == log
+    (tmp_path / "a.h5").write_bytes(b"something else")
+    with pytest.raises(SystemExit):
+        capsulenet.main([*command, first])
+    assert f"started from {first} as it was then" in capsys.readouterr().err
+
+
+def test_a_run_that_started_from_no_weights_goes_on_with_none(tmp_path):
+    small_train(tmp_path / "run", epochs=2, pause_after=1)
+    (tmp_path / "a.h5").write_text("weights")
+    with pytest.raises(ValueError, match="a.h5: the run in .* from random weights"):
+        small_train(
+            tmp_path / "run", epochs=2, resume=True, weights=str(tmp_path / "a.h5")
+        )
 
 
 def test_capsulenet_goes_on_and_names_other_options(tmp_path, data_file, capsys):
@@ -438,16 +677,26 @@ def test_dropout_goes_on_as_if_never_stopped(tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
-def test_the_best_weights_are_copied_where_a_kill_prevented_it(tmp_path):
-    small_train(tmp_path, epochs=2, pause_after=1)
-    best = tmp_path / "best.weights.h5"
-    content = best.read_bytes()
-    best.unlink()
-    record = checkpoints.last_checkpoint(tmp_path)
-    checkpoints.Checkpoints(
-        str(tmp_path), {}, checkpoint=record, monitor="val_accuracy"
-    )
-    assert best.read_bytes() == content
+def test_no_kill_can_leave_a_checkpoint_without_its_best_weights(tmp_path, monkeypatch):
+    save, saved = checkpoints._save_whole_model, []
+
+    def killed(model, path):
+        saved.append(os.path.basename(path).split(".")[0])
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+        save(model, path)
+
+    monkeypatch.setattr(checkpoints, "_save_whole_model", killed)
+    with pytest.raises(KeyboardInterrupt):
+        small_train(tmp_path)
+    assert saved == ["best", "checkpoint-0001"]
+    assert list(files_that_stay(tmp_path)) == ["best.weights.h5"]
+    monkeypatch.undo()
+    small_train(tmp_path, resume=True)  # the epoch that was lost is the best again
+    best = h5_arrays(tmp_path / "best.weights.h5")
+    last = h5_arrays(tmp_path / "checkpoint-0001.weights.h5")
+    assert best.keys() == last.keys()
+    assert all(map(np.array_equal, best.values(), last.values()))
 
 
 def test_a_checkpoint_of_an_older_version_is_taken(tmp_path):
@@ -455,9 +704,13 @@ def test_a_checkpoint_of_an_older_version_is_taken(tmp_path):
     path = tmp_path / "checkpoint-0001.json"
     record = json.loads(path.read_text())
     del record["sha256 of the rest"], record["options"]["deterministic"]
+    del record["data"], record["weights"]
     path.write_text(json.dumps(record))
-    small_train(tmp_path, epochs=2, resume=True)
+    (tmp_path / "a.h5").write_text("perhaps what it started from")
+    small_train(tmp_path, epochs=2, resume=True, weights=str(tmp_path / "a.h5"))
     assert len(read_log(tmp_path)) == 2
+    record = checkpoints.last_checkpoint(tmp_path)
+    assert "x_train" in record["data"] and "weights" not in record
 
 
 def test_main_goes_on_and_names_other_options(tmp_path, monkeypatch, data_file, capsys):

@@ -144,7 +144,7 @@ def test_several_devices_draw_no_pictures(tmp_path, monkeypatch):
     for count in (1, 2):
         monkeypatch.setattr(devices, "replicas", lambda count=count: count)
         batches = datasets.TrainingBatches(x, y, 10)
-        used = capsulenet._callbacks(small_capsnet()[0], args, batches, None, x)
+        used = capsulenet._callbacks(small_capsnet()[0], args, batches, {}, None, x)
         kinds.append([type(callback).__name__ for callback in used])
     assert "Reconstructions" in kinds[0] and "Reconstructions" not in kinds[1]
 

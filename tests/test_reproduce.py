@@ -92,7 +92,7 @@ def test_a_run_starts_from_the_weights_that_it_is_given(tmp_path, squares, monke
     args = reproduce.parse([*flags, "-w", path])
     started = []
 
-    def train(model, data, options):
+    def train(model, data, options, signals):
         started.extend(model.get_weights())
         os.makedirs(options.save_dir)
         (tmp_path / options.save_dir / "log.csv").write_text("epoch\n")
