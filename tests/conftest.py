@@ -17,6 +17,7 @@ sys.path.insert(0, ROOT)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import keras
+import killed
 import numpy as np
 import pytest
 
@@ -131,6 +132,21 @@ def run_script(name, *args, cwd, **environment):
         capture_output=True,
         text=True,
     )
+
+
+def run_killed(name, numbers, *args, cwd, **environment):
+    """Run a script once for each number, see `killed.py`; exit statuses and output."""
+    done = subprocess.run(
+        [sys.executable, killed.__file__, os.path.join(ROOT, name), *map(str, args)],
+        cwd=cwd,
+        env=script_environment(**environment),
+        input="\n".join(map(str, numbers)),
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return list(map(int, done.stdout.split())), done.stderr
 
 
 def layer_gradients(layer, inputs, loss):

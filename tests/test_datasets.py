@@ -1,6 +1,7 @@
 import gzip
 import io
 import os
+import pickle
 import shutil
 import struct
 import zlib
@@ -37,7 +38,8 @@ def numbers(batches, index):
 
 
 def test_mnist_is_whole():
-    (x_train, y_train), (x_test, y_test) = datasets.load_mnist()
+    (x_train, y_train), (x_test, y_test), names = datasets.load("mnist")
+    assert names == tuple("0123456789")
     assert x_train.shape == (60000, 28, 28, 1) and x_test.shape == (10000, 28, 28, 1)
     assert x_train.dtype == y_train.dtype == "float32"
     assert (x_train.min(), x_train.max()) == (0, 1)
@@ -78,11 +80,35 @@ def npz(path, **changes):
 
 
 def test_npz_is_scaled_and_one_hot(tmp_path):
-    (x_train, y_train), _, names = load_npz(npz(tmp_path / "a.npz"))
+    (x_train, y_train), _, names = datasets.load(npz(tmp_path / "a.npz"))
     assert names == ("0", "1", "2")
     assert x_train.shape == (6, 4, 4, 1) and x_train.dtype == "float32"
     np.testing.assert_allclose(x_train, 0.2)
     np.testing.assert_array_equal(y_train, np.eye(3)[[0, 1, 2, 0, 1, 2]])
+
+
+@pytest.mark.parametrize(
+    "dtype, black, white",
+    [
+        *(("uint8", 0, 255), ("uint16", 0, 65535), ("int16", 0, 255)),
+        *(("float32", 0, 1), ("float64", 0, 1)),
+    ],
+)
+def test_each_type_of_images_has_its_white(tmp_path, dtype, black, white):
+    x = np.full((6, 4, 4, 3), white / 5).astype(dtype)
+    x[0, 0, 0], x[-1, -1, -1] = black, white
+    (found, _), _, _ = load_npz(
+        npz(tmp_path / "a.npz", x_train=x, x_test=np.zeros((3, 4, 4, 3)))
+    )
+    assert found.dtype == "float32"
+    np.testing.assert_allclose(found, x.astype("float64") / white, rtol=1e-6)
+
+
+def one_pixel(value, dtype=None):
+    """Images of which a single pixel has this value."""
+    x = np.zeros((6, 4, 4), dtype or np.asarray(value).dtype)
+    x[3, 2, 1] = value
+    return x
 
 
 @pytest.mark.parametrize(
@@ -94,10 +120,16 @@ def test_npz_is_scaled_and_one_hot(tmp_path):
         ({"y_train": np.zeros(6)}, "integers or strings"),
         ({"y_train": np.array(list("abcabc"))}, "y_train is <U1, y_test int64"),
         ({"y_train": np.zeros(6, int), "y_test": np.zeros(3, int)}, "one class"),
-        ({"x_train": np.full((6, 4, 4), np.nan)}, r"lie in \[0, 1\]"),
-        ({"x_train": np.full((6, 4, 4), 200.0)}, r"lie in \[0, 1\]"),
+        ({"y_train": np.zeros((6, 1), int)}, r"shape \(n,\), not int64 \(6, 1\)"),
+        ({"y_test": np.zeros(2, int)}, "x_test has 3 images, y_test 2 labels"),
+        ({"x_train": one_pixel(np.nan)}, r"lie in \[0, 1\]"),
+        ({"x_train": one_pixel(1.001)}, r"lie in \[0, 1\]"),
+        ({"x_train": one_pixel(-0.001)}, r"lie in \[0, 1\]"),
         ({"x_train": np.zeros((6, 16), "uint8")}, "images must be"),
-        ({"x_train": np.full((6, 4, 4), 256)}, "must lie in 0 to 255"),
+        ({"x_train": np.zeros((6, 0, 4), "uint8")}, "images must be"),
+        ({"x_train": np.zeros((6, 4, 4), bool)}, "images must be"),
+        ({"x_train": one_pixel(256, "int64")}, "must lie in 0 to 255"),
+        ({"x_train": one_pixel(-1, "int64")}, "must lie in 0 to 255"),
         ({"x_train": np.zeros((0, 4, 4)), "y_train": np.zeros(0, int)}, "labels must"),
         ({"x_test": np.zeros((3, 5, 4), "uint8")}, "different shapes"),
     ],
@@ -106,6 +138,29 @@ def test_npz_is_scaled_and_one_hot(tmp_path):
 def test_npz_that_is_no_data_set_is_refused(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         load_npz(npz(tmp_path / "a.npz", **changes))
+
+
+@pytest.mark.parametrize("n_class, refused", [(2000, False), (2001, True)])
+def test_more_than_2000_classes_are_refused(tmp_path, n_class, refused):
+    labels = np.arange(n_class)
+    images = np.zeros((n_class, 4, 4), "uint8")
+    path = npz(tmp_path / "a.npz", x_train=images, y_train=labels)
+    if refused:
+        with pytest.raises(ValueError, match="2001 classes; are these labels"):
+            load_npz(path)
+    else:
+        assert len(load_npz(path).class_names) == 2000
+
+
+def test_the_name_of_a_class_has_at_most_255_printable_characters():
+    assert all(map(datasets.is_class_name, ("a", "öl", "a b", "a" * 255)))
+    others = ("a" * 256, "a\nb", "a\tb", "\x1b[2J", 7, b"a", None)
+    assert not any(map(datasets.is_class_name, others))
+
+
+def test_a_data_set_that_is_nowhere_is_refused_with_the_names_there_are():
+    with pytest.raises(ValueError, match="nowhere: .* mnist, fashion_mnist, cifar10"):
+        datasets.load("nowhere")
 
 
 def test_a_file_that_is_no_npz_is_refused(tmp_path):
@@ -152,7 +207,7 @@ def save_pictures(root, names=("ape", "bee"), n=5, shape=(6, 5), ending="png"):
     for label, name in enumerate(names):
         os.makedirs(os.path.join(root, name))
         for i in range(n):
-            picture = np.full(shape, 100 * label + i, "uint8")
+            picture = np.full(shape, (100 * label + i) % 256, "uint8")
             Image.fromarray(picture).save(os.path.join(root, name, f"{i}.{ending}"))
     return str(root)
 
@@ -166,11 +221,19 @@ def test_pictures_of_every_kind_are_read_as_they_are_meant(tmp_path):
     gray, colour = pixels(4, 6), pixels(4, 6, 3)
     for ending in ("png", "bmp", "gif"):
         same = read(Image.fromarray(gray), tmp_path / f"a.{ending}")
+        assert same.mode == ("RGB" if ending == "gif" else "L")  # GIF has a palette
         np.testing.assert_array_equal(np.asarray(same.convert("L")), gray)
     jpeg = read(Image.fromarray(np.full((8, 8, 3), 90, "uint8")), tmp_path / "a.jpg")
     assert jpeg.mode == "RGB" and abs(np.asarray(jpeg).astype(int) - 90).max() <= 2
-    deep = read(Image.fromarray(gray.astype("uint16") * 257), tmp_path / "deep.png")
-    np.testing.assert_array_equal(np.asarray(deep), gray)
+    values = gray.astype("uint16") * 257
+    values[0, 0] = 33025  # 128.502 of 255
+    deep = np.array(read(Image.fromarray(values), tmp_path / "deep.png"))
+    assert deep[0, 0] == 129
+    deep[0, 0] = gray[0, 0]
+    np.testing.assert_array_equal(deep, gray)
+    two = read(Image.fromarray(gray > 99), tmp_path / "two.png")
+    assert two.mode == "L"
+    np.testing.assert_array_equal(np.asarray(two), 255 * (gray > 99))
     palette = Image.fromarray(colour // 64 * 64).quantize(200)
     back = read(palette, tmp_path / "palette.png")
     np.testing.assert_array_equal(np.asarray(back), np.asarray(palette.convert("RGB")))
@@ -209,12 +272,52 @@ def test_a_folder_of_pictures(tmp_path):
         np.testing.assert_array_equal(images[:, 0, 0, 0] > 0.3, labels[:, 1] == 1)
 
 
+def test_the_classes_are_in_the_order_of_their_names(tmp_path):
+    names = ("d", "b", "train", "e", "a", "c")  # without test that is a class
+    data = datasets.load(save_pictures(tmp_path / "a", names))
+    assert data.class_names == ("a", "b", "c", "d", "e", "train")
+    assert data.train[1].sum(0).tolist() == [4] * 6
+    (x, y), shades = data.test, np.arange(6) * 100 % 256
+    expected = shades[[names.index(data.class_names[i]) for i in y.argmax(1)]]
+    assert (abs(255 * x[:, 0, 0, 0] - expected) < 5).all()
+
+
 def test_the_split_follows_from_the_seed_and_its_share(tmp_path):
     path = save_pictures(tmp_path / "a", n=10)
     drawn = [datasets.load(path, seed=seed).test[0] for seed in (1, 1, 2)]
     np.testing.assert_array_equal(drawn[0], drawn[1])
     assert (drawn[0] != drawn[2]).any()
     assert len(datasets.load(path, test_share=0.5).test[0]) == 10
+    for load in (datasets.load, datasets.load_folder):  # always the same
+        np.testing.assert_array_equal(load(path).test[0], load(path, seed=0).test[0])
+        assert len(load(path).test[0]) == 4
+    for share, each in ((0.01, 1), (0.99, 9)):  # none is left without
+        labels = datasets.load(path, test_share=share).test[1]
+        assert labels.sum(0).tolist() == [each, each]
+
+
+def test_the_split_does_not_depend_on_the_order_of_a_directory(tmp_path, monkeypatch):
+    path, tests, scandir = save_pictures(tmp_path / "a", n=10), [], os.scandir
+    for step in (1, -1):
+        monkeypatch.setattr(os, "scandir", lambda p, s=step: list(scandir(p))[::s])
+        monkeypatch.setenv("KERAS_HOME", str(tmp_path / f"home{step}"))
+        tests.append(datasets.load(path).test[0])
+    np.testing.assert_array_equal(*tests)
+
+
+def test_hidden_files_and_what_is_no_picture_are_passed_over(tmp_path):
+    path = save_pictures(tmp_path / "a", n=10)
+    (tmp_path / "a" / "list.txt").write_text("")
+    save_pictures(tmp_path / "a", (".hidden",), n=3)
+    for name in ("._0.png", "notes.txt"):
+        (tmp_path / "a" / "ape" / name).write_text("no picture")
+    (tmp_path / "a" / "ape" / "0.png").rename(tmp_path / "a" / "ape" / "0.PNG")
+    data = datasets.load(path)
+    assert data.class_names == ("ape", "bee")
+    assert len(data.train[0]) + len(data.test[0]) == 20
+    below = datasets.pictures_under(str(tmp_path))
+    assert len(below) == 24 and below == sorted(below)
+    assert all(name.lower().endswith(".png") for name in below)
 
 
 def test_folders_train_and_test_are_taken_as_they_are(tmp_path):
@@ -236,10 +339,15 @@ def test_a_broken_picture_costs_a_line_and_not_the_run(tmp_path, capsys):
     path = save_pictures(tmp_path / "a")
     broken = tmp_path / "a" / "bee" / "3.png"
     broken.write_bytes(broken.read_bytes()[:40])
-    for _ in range(2):  # the second time from the cache
+    for cached in (False, True):
         data = datasets.load(path)
         assert len(data.train[0]) + len(data.test[0]) == 9
-        assert "1 of 10 pictures are not readable" in capsys.readouterr().out
+        printed = capsys.readouterr().out
+        assert "1 of 10 pictures are not readable" in printed
+        assert (f"Left out: {broken}: not a readable picture" in printed) != cached
+    broken.unlink()
+    datasets.load(path)
+    assert "readable" not in capsys.readouterr().out
 
 
 def test_the_second_start_reads_no_picture_until_one_changes(tmp_path, monkeypatch):
@@ -254,8 +362,27 @@ def test_the_second_start_reads_no_picture_until_one_changes(tmp_path, monkeypat
     np.testing.assert_array_equal(datasets.load(path).train[0], first.train[0])
     assert len(count) == 10
     Image.fromarray(np.zeros((6, 5), "uint8")).save(tmp_path / "a" / "ape" / "new.png")
-    assert len(datasets.load(path).train[0]) == len(first.train[0]) + 1
-    assert len(count) == 21
+    for _ in range(2):
+        assert len(datasets.load(path).train[0]) == len(first.train[0]) + 1
+        assert len(count) == 21
+
+
+@pytest.mark.parametrize("harm", ["empty", "half", "other arrays", "objects"])
+def test_a_damaged_cache_is_not_believed(tmp_path, harm):
+    path = save_pictures(tmp_path / "a")
+    first = datasets.load(path)
+    folder = os.path.join(os.environ["KERAS_HOME"], "capsnet")
+    (name,) = os.listdir(folder)
+    cached = os.path.join(folder, name)
+    if harm == "other arrays":
+        np.savez(cached, images=np.zeros((10, 6, 5, 1), "uint8"))
+    elif harm == "objects":
+        objects = np.array([None] * 10, object)
+        np.savez(cached, images=objects, readable=objects)
+    else:
+        size = 0 if harm == "empty" else os.path.getsize(cached) // 2
+        os.truncate(cached, size)
+    np.testing.assert_array_equal(datasets.load(path).train[0], first.train[0])
 
 
 def test_two_folders_that_look_alike_are_not_taken_for_each_other(tmp_path):
@@ -284,9 +411,14 @@ def test_pictures_that_would_fill_the_memory_are_refused(
     tmp_path, monkeypatch, image_size
 ):
     path = save_pictures(tmp_path / "a")  # 10 x 30 pixels
-    monkeypatch.setattr(datasets.devices, "machine_memory", lambda: 7000)
+    seen, reader = [], datasets.read_picture
+    monkeypatch.setattr(
+        datasets, "read_picture", lambda file: (seen.append(file), reader(file))[1]
+    )
+    monkeypatch.setattr(datasets.devices, "machine_memory", lambda: 7199)
     with pytest.raises(ValueError, match="a smaller --image_size"):
         datasets.load(path, image_size)
+    assert len(seen) == (0 if image_size else 10)  # as soon as it is known
     monkeypatch.setattr(datasets.devices, "machine_memory", lambda: 7200)
     assert datasets.load(path, image_size).train[0].shape[1:3] == (6, 5)
 
@@ -303,6 +435,7 @@ def test_names_of_classes_that_can_not_be_printed_are_refused(tmp_path):
         ((), "found none"),
         (("ape",), "found ape"),
         (("ape", "bee", "cow/empty"), "cow: holds no pictures"),
+        (("train/ape", "train/bee", "test/ape"), "test.bee: holds no pictures"),
     ],
 )
 def test_a_folder_that_is_no_data_set_is_refused(tmp_path, names, message):
@@ -310,6 +443,21 @@ def test_a_folder_that_is_no_data_set_is_refused(tmp_path, names, message):
     for name in names:
         save_pictures(tmp_path / "a", (name,))
     with pytest.raises(ValueError, match=message):
+        datasets.load(str(tmp_path / "a"))
+
+
+def test_one_picture_a_class_is_too_few(tmp_path):
+    with pytest.raises(ValueError, match="too few pictures for a training and a test"):
+        datasets.load(save_pictures(tmp_path / "a", n=1))
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_split_of_broken_pictures_only_is_refused(tmp_path, split):
+    for name in ("train", "test"):
+        save_pictures(tmp_path / "a" / name, n=1)
+    for file in datasets.pictures_under(tmp_path / "a" / split):
+        os.truncate(file, 9)
+    with pytest.raises(ValueError, match="too few pictures for a training and a test"):
         datasets.load(str(tmp_path / "a"))
 
 
@@ -344,14 +492,60 @@ def test_fashion_mnist_is_read_from_keras_files(tmp_path):
     np.testing.assert_allclose(x_test[..., 0], pixels(7, 28, 28) / 255, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["fashion_mnist", "cifar10"])
-def test_without_a_network_it_says_which_file_to_put_where(name, monkeypatch):
+@pytest.mark.parametrize("python", [2, 3])
+def test_cifar10_is_read_from_its_own_format(monkeypatch, python):
+    folder = os.path.join(os.environ["KERAS_HOME"], "datasets")
+    folder = os.path.join(folder, "cifar-10-batches-py-target", "cifar-10-batches-py")
+    os.makedirs(folder)
+    monkeypatch.setattr(keras.datasets.cifar10, "load_data", None)  # not asked for
+    names = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]
+    data = pixels(6, 2, 3, 32, 32)  # two pictures a file, as planes of colours
+    for name, planes, label in zip(names, data, range(6)):
+        batch = {b"data": planes.reshape(2, -1), b"labels": [label, 9]}
+        content = pickle.dumps(batch, protocol=2)
+        if python == 2:
+            content = content.replace(
+                b"numpy._core.multiarray", b"numpy.core.multiarray"
+            )
+        with open(os.path.join(folder, name), "wb") as file:
+            file.write(content)
+    (x, y), (x_test, y_test), class_names = datasets.load("cifar10")
+    assert y.argmax(1).tolist() == [0, 9, 1, 9, 2, 9, 3, 9, 4, 9]
+    assert y_test.argmax(1).tolist() == [5, 9] and y.shape[1] == y_test.shape[1] == 10
+    assert (class_names[0], class_names[9]) == ("airplane", "truck")
+    images = np.moveaxis(data, 2, -1).reshape(12, 32, 32, 3) / 255
+    np.testing.assert_allclose(np.concatenate([x, x_test]), images, atol=1e-6)
+
+
+FILES = {
+    "fashion_mnist": "train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, "
+    "t10k-images-idx3-ubyte.gz, t10k-labels-idx1-ubyte.gz from "
+    "https://github.com/zalandoresearch/fashion-mnist into "
+    "HOME/datasets/fashion-mnist",
+    "cifar10": "the unpacked cifar-10-python.tar.gz from "
+    "https://www.cs.toronto.edu/~kriz/cifar.html into "
+    "HOME/datasets/cifar-10-batches-py-target",
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("variable", ["KERAS_HOME", "HOME"])
+def test_without_a_network_it_says_which_file_to_put_where(
+    name, variable, monkeypatch, tmp_path
+):
     def fail():
-        raise Exception("URL fetch failure")  # noqa: TRY002 (as Keras does)
+        raise Exception("URL fetch failure\nand more")  # noqa: TRY002 (as Keras does)
 
     monkeypatch.setattr(getattr(keras.datasets, name), "load_data", fail)
-    with pytest.raises(ValueError, match=rf"{name}: can't be downloaded.* put .* into"):
+    monkeypatch.delenv("KERAS_HOME")
+    monkeypatch.setenv(variable, str(tmp_path))
+    home = tmp_path / ".keras" if variable == "HOME" else tmp_path
+    with pytest.raises(ValueError) as refused:
         datasets.load(name)
+    assert str(refused.value) == (
+        f"--dataset {name}: can't be downloaded (URL fetch failure); put "
+        + FILES[name].replace("HOME", str(home))
+    )
 
 
 def test_a_picture_of_the_model_s_size_is_left_as_it_is():
