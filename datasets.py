@@ -467,7 +467,7 @@ def _read_cached(path, files, image_size, color):
     name = hashlib.sha256(key.encode()).hexdigest()[:24] + ".npz"
     cached = os.path.join(_keras_home(), "capsnet", name)
     try:
-        with np.load(cached, allow_pickle=False) as file:
+        with open(cached, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             images, readable = file["images"], file["readable"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         images, readable = _read_pictures(path, files, image_size, color)

@@ -327,12 +327,25 @@ def test_folders_train_and_test_are_taken_as_they_are(tmp_path):
     assert [len(split[0]) for split in data[:2]] == [10, 4]
 
 
-def test_size_and_colour_of_a_folder_s_pictures(tmp_path):
+def test_size_and_colour_of_a_folder_s_pictures(tmp_path, capsys):
     path = save_pictures(tmp_path / "a")
     assert datasets.load(path, (9, 7), "rgb").train[0].shape[1:] == (9, 7, 3)
+    assert "several sizes" not in capsys.readouterr().out
     Image.fromarray(pixels(20, 30, 3)).save(tmp_path / "a" / "ape" / "big.png")
     assert datasets.load(path).train[0].shape[1:] == (32, 32, 3)
+    assert f"{path}: pictures of several sizes, scaled" in capsys.readouterr().out
     assert datasets.load(path, color="gray").train[0].shape[1:] == (32, 32, 1)
+
+
+@pytest.mark.parametrize("channel", [None, 0, 1, 2])
+def test_pictures_are_grey_where_no_pixel_has_a_colour(tmp_path, channel):
+    path = save_pictures(tmp_path / "a")
+    picture = np.full((6, 5, 3), 99, "uint8")
+    if channel is not None:
+        picture[3, 2, channel] = 98
+    Image.fromarray(picture).save(tmp_path / "a" / "ape" / "rgb.png")
+    channels = datasets.load(path).train[0].shape[3]
+    assert channels == (1 if channel is None else 3)
 
 
 def test_a_broken_picture_costs_a_line_and_not_the_run(tmp_path, capsys):
@@ -466,6 +479,9 @@ def test_a_class_of_broken_pictures_only_is_refused(tmp_path):
     (tmp_path / "a" / "bee" / "0.png").write_bytes(b"no")
     with pytest.raises(ValueError, match="bee: holds no readable pictures"):
         datasets.load(path)
+    (tmp_path / "a" / "ape" / "0.png").write_bytes(b"no")
+    with pytest.raises(ValueError, match="a: holds no readable pictures"):
+        datasets.load(path)
 
 
 def test_fashion_mnist_is_read_from_keras_files(tmp_path):
@@ -560,6 +576,89 @@ def test_a_picture_of_the_model_s_size_is_left_as_it_is():
     np.testing.assert_allclose(kept, 1 - x[0], atol=1 / 255)
 
 
+def test_a_picture_is_scaled_as_a_whole_unless_the_model_is_of_mnist():
+    colour = Image.fromarray(pixels(4, 6, 3))
+    gray = Image.fromarray(np.full((28, 28), 240, "uint8"))  # no drawing: not inverted
+    for picture, shape, kind in (
+        *((colour, (4, 6, 3), "RGB"), (colour, (9, 7, 3), "RGB")),
+        *((colour, (4, 6, 1), "L"), (gray, (28, 28, 1), "L"), (gray, (4, 6, 3), "RGB")),
+    ):
+        expected = picture.convert(kind)
+        if shape[:2] != picture.size[::-1]:
+            expected = expected.resize((shape[1], shape[0]))
+        expected = np.asarray(expected, "float64").reshape(shape) / 255
+        for options in [{}] + [{"like_mnist": True}] * (shape[2] == 3):
+            fitted = datasets.fit_picture(picture, shape, **options)
+            assert fitted.dtype == "float32"
+            np.testing.assert_allclose(fitted, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("sides", [(0, 0), (-1, -1), (0, -1), (-1, 0)])
+def test_a_drawing_is_inverted_where_most_of_its_border_is_light(sides):
+    x = np.zeros((28, 28), "uint8")
+    x[sides[0]] = x[:, sides[1]] = 153  # light are 58 of the 112 pixels of the border
+    for light in (x, 255 - x):  # of the second they are dark
+        fitted = datasets.fit_picture(Image.fromarray(light), (28, 28, 1), True)
+        np.testing.assert_allclose(fitted[..., 0], (255 - x) / 255, atol=1e-6)
+
+
+def drawn(x, ground=0):
+    """What becomes of a drawing on a larger sheet; the corners of its ink, too."""
+    sheet = np.full((100, 120), ground, "uint8")
+    sheet[30 : 30 + x.shape[0], 50 : 50 + x.shape[1]] = x
+    fitted = datasets.fit_picture(Image.fromarray(sheet), (28, 28, 1), True)[..., 0]
+    assert fitted.dtype == "float32"
+    rows, columns = (np.flatnonzero(fitted.any(axis)) for axis in (1, 0))
+    return fitted, (rows[0], rows[-1] + 1, columns[0], columns[-1] + 1)
+
+
+@pytest.mark.parametrize("ink, ground", [(255, 0), (100, 0), (230, 60), (0, 255)])
+def test_a_block_fills_20_of_28_pixels_about_the_middle(ink, ground):
+    for turned in (False, True):
+        x = np.full((40, 20), ink, "uint8")
+        fitted, _ = drawn(x.T if turned else x, ground)
+        expected = np.zeros((28, 28))
+        expected[4:24, 10:20] = 1  # its centre, at 9.5 and 4.5, goes to 14 at most
+        np.testing.assert_allclose(fitted, expected.T if turned else expected)
+
+
+def test_a_thin_line_stays_one_pixel_wide_and_an_empty_sheet_empty():
+    _, corners = drawn(np.full((60, 1), 255, "uint8"))
+    assert corners[:2] == (4, 24) and corners[3] - corners[2] == 1
+    for shade in (0, 128, 255):
+        sheet = Image.fromarray(np.full((50, 40), shade, "uint8"))
+        empty = datasets.fit_picture(sheet, (28, 28, 1), True)
+        assert empty.shape == (28, 28, 1) and empty.dtype == "float32"
+        assert not empty.any()
+
+
+def test_ink_below_a_twentieth_of_the_strongest_is_ground():
+    for faint, counts in ((8, True), (5, False)):  # of 128
+        x = np.full((20, 60), 0, "uint8")
+        x[:, :20] = 128
+        x[10, 59] = faint
+        fitted, _ = drawn(x)
+        width = np.count_nonzero(fitted.max(0) > 0.5)
+        assert width == (7 if counts else 20)
+
+
+def test_a_drawing_with_its_mass_at_one_end_stays_inside():
+    x = np.zeros((40, 40), "uint8")
+    x[:4], x[:, 20] = 255, 255  # a bar with a stem
+    for turned, rows, columns in (
+        *((x, (8, 28), None), (x[::-1], (0, 20), None)),
+        *((x.T, None, (8, 28)), (x.T[:, ::-1], None, (0, 20))),
+    ):
+        _, corners = drawn(turned)
+        assert rows in (None, corners[:2]) and columns in (None, corners[2:])
+
+
+def test_what_scaling_overshoots_does_not_dim_a_drawing():
+    x = np.full((40, 40), 255, "uint8")
+    x[:, 15:25] = 0
+    assert np.count_nonzero(drawn(x)[0] == 1) > 100
+
+
 def test_a_large_drawing_becomes_what_mnist_has():
     (x, _), _ = datasets.load_mnist()
     alike = []
@@ -582,13 +681,15 @@ def test_a_large_drawing_becomes_what_mnist_has():
 
 @pytest.mark.parametrize("xp", [np, keras.ops], ids=["numpy", "keras.ops"])
 def test_shifts_move_whole_pixels_and_fill_with_zeros(xp):
-    x = images(3, 4, 5, 2) + 1
-    shifts = np.array([[0, 0], [1, -2], [-3, 5]], "int32")
+    x = images(4, 4, 5, 2) + 1
+    shifts = np.array([[0, 0], [1, -2], [-3, 5], [-1, 2]], "int32")
     moved = keras.ops.convert_to_numpy(shift_images(x, shifts, xp))
     np.testing.assert_array_equal(moved[0], x[0])
     np.testing.assert_array_equal(moved[1, 1:, :3], x[1, :3, 2:])
     assert not moved[1, 0].any() and not moved[1, :, 3:].any()
     assert not moved[2].any()
+    np.testing.assert_array_equal(moved[3, :3, 2:], x[3, 1:, :3])
+    assert not moved[3, 3].any() and not moved[3, :, :2].any()
 
 
 def transformed(x, shift=(0, 0), angle=0, scale=1, xp=np):
@@ -687,7 +788,22 @@ def test_shifts_reach_two_pixels_on_mnist_and_no_further():
         assert counts.min() > 4000 / 5 * 0.8
 
 
+def test_the_reach_of_whole_shifts_is_rounded_down_but_for_rounding_errors():
+    x = np.zeros((2, 100, 50, 1), "float32")
+    assert 0.29 * 100 < 29
+    assert TrainingBatches(x, one_hot(2), 2, 0.29).reach == [29, 14]
+    assert TrainingBatches(x, one_hot(2), 2, 0.2999).reach == [29, 14]
+    parts = TrainingBatches(x, one_hot(2), 2, 0.25, shifts="interpolated")
+    assert parts.reach == [25, 12.5]
+
+
 # Batches -----------------------------------------------------------------------------
+
+
+def test_batches_are_prepared_by_one_thread_or_by_as_many_as_are_asked_for():
+    x, y = numbered(4), one_hot(4)
+    assert TrainingBatches(x, y, 2).workers == 1
+    assert TrainingBatches(x, y, 2, workers=3).workers == 3
 
 
 @pytest.mark.parametrize("n, batch_size", [(10, 4), (12, 4), (3, 8)])
@@ -705,6 +821,8 @@ def test_order_follows_from_seed_and_epoch():
         batches.draw(epoch)
         return numbers(batches, 0)
 
+    default = TrainingBatches(numbered(50), one_hot(50), 50)
+    assert numbers(default, 0) == order(0, 0) != order(0, 1)
     assert order(1, 0) == order(1, 0)
     assert order(1, 0) != order(1, 1)
     assert order(1, 0) != order(2, 0)
@@ -729,7 +847,11 @@ def test_batches_on_the_device_are_the_same(changes):
     options = {"batch_size": 4, "shift_fraction": 0.4, "seed": 3, **changes}
     for index in range(3):
         host = TrainingBatches(x, y, **options)[index]
-        device = TrainingBatches(x, y, on_device=True, **options)[index]
+        on_device = TrainingBatches(x, y, on_device=True, **options)
+        assert all(map(keras.ops.is_tensor, (on_device.x, on_device.y)))
+        device = on_device[index]
+        assert all(map(keras.ops.is_tensor, keras.tree.flatten(device)))
+        assert not any(map(keras.ops.is_tensor, keras.tree.flatten(host)))
         for a, b in zip(keras.tree.flatten(host), keras.tree.flatten(device)):
             b = keras.ops.convert_to_numpy(b)
             np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 if changes else 0)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from conftest import (
     ROOT,
+    classifier,
     options,
     read_log,
     script_environment,
@@ -25,18 +26,6 @@ import checkpoints
 import main
 import utils
 from capsulenet import load_weights, train
-
-
-def classifier():
-    """A network that trains at once, where it does not matter which one it is."""
-    return keras.Sequential(
-        [
-            keras.Input((12, 12, 1)),
-            keras.layers.Flatten(),
-            keras.layers.Dropout(0.5),
-            keras.layers.Dense(3, activation="softmax"),
-        ]
-    )
 
 
 def small_train(directory, **changes):
