@@ -857,10 +857,26 @@ def test_batches_on_the_device_are_the_same(changes):
             np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 if changes else 0)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"shift_fraction": 0.2}, {"rotation": 20}, {"zoom": 0.3}],
+    ids=lambda change: next(iter(change)),
+)
+def test_each_change_is_made_alone_too(change):
+    x, y = images(10, height=6, width=4), one_hot(10)  # 0.2 moves rows alone
+    still = TrainingBatches(x, y, 10)
+    np.testing.assert_array_equal(still[0][0][0], x[still.order])
+    moved = TrainingBatches(x, y, 10, **change)
+    assert (moved.order == still.order).all()
+    assert abs(moved[0][0][0] - x[moved.order]).max() > 0.1
+
+
 @pytest.mark.parametrize("n, batch_size", [(10, 4), (12, 4), (3, 8)])
 def test_validation_weights_make_averages_exact(n, batch_size):
     batches = ValidationBatches(numbered(n), one_hot(n), batch_size)
     means, sizes = [], []
+    assert batches.batch_size == min(batch_size, n)
+    assert len(batches) == -(-n // batch_size)
     for index in range(len(batches)):
         (x, _), _, (weights, _) = batches[index]
         means.append((x[:, 0, 0, 0] * weights).mean())
