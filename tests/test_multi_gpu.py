@@ -66,13 +66,25 @@ def coordinator():
         yield f"localhost:{holder.getsockname()[1]}"
 
 
-def start_host(number, address, folder, environment, *flags, program=()):
+SMALL = f"""
+import functools, os, runpy, sys; sys.path.insert(0, {ROOT!r})
+import capsulenet, devices
+capsulenet.CapsNet = functools.partial(capsulenet.CapsNet, filters=16, n_channels=4)
+devices.PATIENCE = int(os.environ.get("PATIENCE", devices.PATIENCE))
+runpy.run_path({os.path.join(ROOT, SCRIPT)!r}, run_name="__main__")
+"""
+"""The script with a smaller network, since its size does not matter to several hosts."""
+
+
+def small_command(*flags):
+    return [sys.executable, "-c", SMALL, *map(str, (*FLAGS, *flags))]
+
+
+def start_host(number, address, folder, environment, *flags):
     """Start one of two hosts on this machine."""
-    command = [sys.executable, *(program or [os.path.join(ROOT, SCRIPT)])]
-    command += [*FLAGS, "--gpus", 1, "--coordinator", address]
-    command += ["--num_hosts", 2, "--host_id", number, *flags]
+    hosts = ("--gpus", 1, "--coordinator", address, "--num_hosts", 2)
     return subprocess.Popen(
-        list(map(str, command)),
+        small_command(*hosts, "--host_id", number, *flags),
         cwd=folder,
         env={**os.environ, **environment},
         stdin=subprocess.DEVNULL,
@@ -179,6 +191,18 @@ def test_two_hosts_are_as_one_with_two_devices_and_one_may_die(folder, cheap_jax
     def both(address, *flags):
         return [start_host(i, address, folder, cheap_jax, *flags) for i in range(2)]
 
+    def alone(*flags):
+        done = subprocess.run(
+            small_command(*flags),
+            cwd=folder,
+            env={**os.environ, **cheap_jax},
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
     with coordinator() as address:
         hosts = both(address, "--epochs", 2)
         for host in hosts:
@@ -186,9 +210,7 @@ def test_two_hosts_are_as_one_with_two_devices_and_one_may_die(folder, cheap_jax
             assert host.returncode == 0, stderr
     together = read_log(folder / "out" / "log.csv")
     # A pause at its very end leaves out the test that follows a training.
-    flags = ("--epochs", 2, "--save_dir", "one", "--pause_after", 2)
-    done = run_script(SCRIPT, *FLAGS, *flags, cwd=folder, **cheap_jax)
-    assert done.returncode == 0, done.stderr
+    alone("--epochs", 2, "--save_dir", "one", "--pause_after", 2)
     np.testing.assert_allclose(
         together, read_log(folder / "one" / "log.csv"), rtol=1e-5
     )
@@ -211,10 +233,7 @@ def test_two_hosts_are_as_one_with_two_devices_and_one_may_die(folder, cheap_jax
     assert hosts[0].returncode == 1
     line = stderr.splitlines()[-1]
     assert "another host is gone" in line and "--resume" in line and "step" in line
-    flags = (*long, "--resume", "--pause_after", 1)
-    done = run_script(SCRIPT, *FLAGS, *flags, cwd=folder, **cheap_jax)
-    assert done.returncode == 0, done.stderr
-    assert "Resumed after epoch" in done.stdout
+    assert "Resumed after epoch" in alone(*long, "--resume", "--pause_after", 1)
 
 
 @needs_jax
@@ -332,13 +351,8 @@ def test_nothing_is_expected_after_the_training():
 
 @needs_jax
 def test_a_host_alone_does_not_wait_for_ever(folder, cheap_jax):
-    program = (
-        f"import runpy, sys; sys.path.insert(0, {ROOT!r})\n"
-        "import devices; devices.PATIENCE = 1\n"
-        f"runpy.run_path({os.path.join(ROOT, SCRIPT)!r}, run_name='__main__')"
-    )
     with coordinator() as address:
-        host = start_host(0, address, folder, cheap_jax, program=["-c", program])
+        host = start_host(0, address, folder, {**cheap_jax, "PATIENCE": "1"})
         _, stderr = host.communicate()
     assert host.returncode == 2
     line = stderr.splitlines()[-1]
