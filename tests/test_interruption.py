@@ -122,7 +122,7 @@ def test_a_second_signal_ends_the_process_at_once(tmp_path):
     )
     done = subprocess.run(
         [sys.executable, "-c", program],
-        env=script_environment(),
+        env=script_environment(KERAS_BACKEND="numpy"),  # starts at once
         capture_output=True,
         text=True,
         check=False,
@@ -153,7 +153,7 @@ def test_a_directory_in_use_is_refused_with_the_number_of_the_process(tmp_path):
     )
     holder = subprocess.Popen(
         [sys.executable, "-c", program],
-        env=script_environment(),
+        env=script_environment(KERAS_BACKEND="numpy"),  # starts at once
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
