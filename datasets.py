@@ -474,7 +474,7 @@ def _read_cached(path, files, image_size, color):
     name = hashlib.sha256(key.encode()).hexdigest()[:24] + ".npz"
     cached = os.path.join(_keras_home(), "capsnet", name)
     try:
-        with np.load(cached, allow_pickle=False) as file:
+        with open(cached, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             images, readable = file["images"], file["readable"]
         with contextlib.suppress(OSError):
             os.utime(cached)  # by which `_trim_cache` tells when it was used

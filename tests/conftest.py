@@ -18,6 +18,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import h5py
 import keras
+import killed
 import numpy as np
 import pytest
 
@@ -49,6 +50,18 @@ SMALL = {
 
 def small_capsnet(**changes):
     return capsulenet.CapsNet((12, 12, 1), 3, **{**SMALL, **changes})
+
+
+def classifier():
+    """A network that trains at once, where it does not matter which one it is."""
+    return keras.Sequential(
+        [
+            keras.Input((12, 12, 1)),
+            keras.layers.Flatten(),
+            keras.layers.Dropout(0.5),
+            keras.layers.Dense(3, activation="softmax", name="classes"),
+        ]
+    )
 
 
 def small_data(n=50, n_test=23):
@@ -183,6 +196,21 @@ def run_script(name, *args, cwd, **environment):
         capture_output=True,
         text=True,
     )
+
+
+def run_killed(name, numbers, *args, cwd, **environment):
+    """Run a script once for each number, see `killed.py`; exit statuses and output."""
+    done = subprocess.run(
+        [sys.executable, killed.__file__, os.path.join(ROOT, name), *map(str, args)],
+        cwd=cwd,
+        env=script_environment(**environment),
+        input="\n".join(map(str, numbers)),
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return list(map(int, done.stdout.split())), done.stderr
 
 
 def layer_gradients(layer, inputs, loss):

@@ -90,10 +90,9 @@ def test_train_then_test(tmp_path, digits, backend, call):
     assert (out / "dimensions.png").exists() == (len(digits) > 1)
 
 
-def test_testing_without_weights_says_so_and_goes_on(tmp_path, digits):
-    done = run("-t", "--dataset", digits, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "random weights" in done.stdout and "Test acc:" in done.stdout
+def test_testing_without_weights_says_so_and_goes_on(tmp_path, digits, call):
+    printed = call("-t", "--dataset", digits).out
+    assert "random weights" in printed and "Test acc:" in printed
     assert sorted(os.listdir(tmp_path / "result")) == [
         "confusion.png",
         "manipulate-2.png",
@@ -356,12 +355,12 @@ def test_colour_pictures_of_three_classes(tmp_path, call):
     for channel, name in enumerate(("red", "green", "blue")):
         (tmp_path / "squares" / name).mkdir(parents=True)
         for i in range(8):
-            picture = rng.integers(0, 90, (64, 64, 3), "uint8")
-            picture[20:44, 20:44, channel] += 150
+            picture = rng.integers(0, 90, (36, 36, 3), "uint8")
+            picture[10:26, 10:26, channel] += 150
             Image.fromarray(picture).save(tmp_path / "squares" / name / f"{i}.jpg")
     common = ("--dataset", "squares", "--save_dir", "out", "--batch_size", 4)
     printed = call(*common, "--epochs", 1, "-r1")
-    assert "18432 primary capsules" in printed.out
+    assert "3200 primary capsules" in printed.out
     printed = call(*common, "-t", "-r1", "-w", "out/trained_model.h5")
     assert "Test acc: " in printed.out
     printed = call("--predict", "squares", "-w", "out/trained_model.h5", "--json")

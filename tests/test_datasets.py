@@ -1,6 +1,7 @@
 import gzip
 import io
 import os
+import pickle
 import shutil
 import struct
 import zlib
@@ -38,7 +39,8 @@ def numbers(batches, index):
 
 
 def test_mnist_is_whole():
-    (x_train, y_train), (x_test, y_test) = datasets.load_mnist()
+    (x_train, y_train), (x_test, y_test), names = datasets.load("mnist")
+    assert names == tuple("0123456789")
     assert x_train.shape == (60000, 28, 28, 1) and x_test.shape == (10000, 28, 28, 1)
     assert x_train.dtype == y_train.dtype == "float32"
     assert (x_train.min(), x_train.max()) == (0, 1)
@@ -79,11 +81,35 @@ def npz(path, **changes):
 
 
 def test_npz_is_scaled_and_one_hot(tmp_path):
-    (x_train, y_train), _, names = load_npz(npz(tmp_path / "a.npz"))
+    (x_train, y_train), _, names = datasets.load(npz(tmp_path / "a.npz"))
     assert names == ("0", "1", "2")
     assert x_train.shape == (6, 4, 4, 1) and x_train.dtype == "float32"
     np.testing.assert_allclose(x_train, 0.2)
     np.testing.assert_array_equal(y_train, np.eye(3)[[0, 1, 2, 0, 1, 2]])
+
+
+@pytest.mark.parametrize(
+    "dtype, black, white",
+    [
+        *(("uint8", 0, 255), ("uint16", 0, 65535), ("int16", 0, 255)),
+        *(("float32", 0, 1), ("float64", 0, 1)),
+    ],
+)
+def test_each_type_of_images_has_its_white(tmp_path, dtype, black, white):
+    x = np.full((6, 4, 4, 3), white / 5).astype(dtype)
+    x[0, 0, 0], x[-1, -1, -1] = black, white
+    (found, _), _, _ = load_npz(
+        npz(tmp_path / "a.npz", x_train=x, x_test=np.zeros((3, 4, 4, 3)))
+    )
+    assert found.dtype == "float32"
+    np.testing.assert_allclose(found, x.astype("float64") / white, rtol=1e-6)
+
+
+def one_pixel(value, dtype=None):
+    """Images of which a single pixel has this value."""
+    x = np.zeros((6, 4, 4), dtype or np.asarray(value).dtype)
+    x[3, 2, 1] = value
+    return x
 
 
 @pytest.mark.parametrize(
@@ -95,10 +121,16 @@ def test_npz_is_scaled_and_one_hot(tmp_path):
         ({"y_train": np.zeros(6)}, "integers or strings"),
         ({"y_train": np.array(list("abcabc"))}, "y_train is <U1, y_test int64"),
         ({"y_train": np.zeros(6, int), "y_test": np.zeros(3, int)}, "one class"),
-        ({"x_train": np.full((6, 4, 4), np.nan)}, r"lie in \[0, 1\]"),
-        ({"x_train": np.full((6, 4, 4), 200.0)}, r"lie in \[0, 1\]"),
+        ({"y_train": np.zeros((6, 1), int)}, r"shape \(n,\), not int64 \(6, 1\)"),
+        ({"y_test": np.zeros(2, int)}, "x_test has 3 images, y_test 2 labels"),
+        ({"x_train": one_pixel(np.nan)}, r"lie in \[0, 1\]"),
+        ({"x_train": one_pixel(1.001)}, r"lie in \[0, 1\]"),
+        ({"x_train": one_pixel(-0.001)}, r"lie in \[0, 1\]"),
         ({"x_train": np.zeros((6, 16), "uint8")}, "images must be"),
-        ({"x_train": np.full((6, 4, 4), 256)}, "must lie in 0 to 255"),
+        ({"x_train": np.zeros((6, 0, 4), "uint8")}, "images must be"),
+        ({"x_train": np.zeros((6, 4, 4), bool)}, "images must be"),
+        ({"x_train": one_pixel(256, "int64")}, "must lie in 0 to 255"),
+        ({"x_train": one_pixel(-1, "int64")}, "must lie in 0 to 255"),
         ({"x_train": np.zeros((0, 4, 4)), "y_train": np.zeros(0, int)}, "labels must"),
         ({"x_test": np.zeros((3, 5, 4), "uint8")}, "different shapes"),
     ],
@@ -107,6 +139,29 @@ def test_npz_is_scaled_and_one_hot(tmp_path):
 def test_npz_that_is_no_data_set_is_refused(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         load_npz(npz(tmp_path / "a.npz", **changes))
+
+
+@pytest.mark.parametrize("n_class, refused", [(2000, False), (2001, True)])
+def test_more_than_2000_classes_are_refused(tmp_path, n_class, refused):
+    labels = np.arange(n_class)
+    images = np.zeros((n_class, 4, 4), "uint8")
+    path = npz(tmp_path / "a.npz", x_train=images, y_train=labels)
+    if refused:
+        with pytest.raises(ValueError, match="2001 classes; are these labels"):
+            load_npz(path)
+    else:
+        assert len(load_npz(path).class_names) == 2000
+
+
+def test_the_name_of_a_class_has_at_most_255_printable_characters():
+    assert all(map(datasets.is_class_name, ("a", "öl", "a b", "a" * 255)))
+    others = ("a" * 256, "a\nb", "a\tb", "\x1b[2J", 7, b"a", None)
+    assert not any(map(datasets.is_class_name, others))
+
+
+def test_a_data_set_that_is_nowhere_is_refused_with_the_names_there_are():
+    with pytest.raises(ValueError, match="nowhere: .* mnist, fashion_mnist, cifar10"):
+        datasets.load("nowhere")
 
 
 def test_a_file_that_is_no_npz_is_refused(tmp_path):
@@ -153,7 +208,7 @@ def save_pictures(root, names=("ape", "bee"), n=5, shape=(6, 5), ending="png"):
     for label, name in enumerate(names):
         os.makedirs(os.path.join(root, name))
         for i in range(n):
-            picture = np.full(shape, 100 * label + i, "uint8")
+            picture = np.full(shape, (100 * label + i) % 256, "uint8")
             Image.fromarray(picture).save(os.path.join(root, name, f"{i}.{ending}"))
     return str(root)
 
@@ -167,11 +222,19 @@ def test_pictures_of_every_kind_are_read_as_they_are_meant(tmp_path):
     gray, colour = pixels(4, 6), pixels(4, 6, 3)
     for ending in ("png", "bmp", "gif"):
         same = read(Image.fromarray(gray), tmp_path / f"a.{ending}")
+        assert same.mode == ("RGB" if ending == "gif" else "L")  # GIF has a palette
         np.testing.assert_array_equal(np.asarray(same.convert("L")), gray)
     jpeg = read(Image.fromarray(np.full((8, 8, 3), 90, "uint8")), tmp_path / "a.jpg")
     assert jpeg.mode == "RGB" and abs(np.asarray(jpeg).astype(int) - 90).max() <= 2
-    deep = read(Image.fromarray(gray.astype("uint16") * 257), tmp_path / "deep.png")
-    np.testing.assert_array_equal(np.asarray(deep), gray)
+    values = gray.astype("uint16") * 257
+    values[0, 0] = 33025  # 128.502 of 255
+    deep = np.array(read(Image.fromarray(values), tmp_path / "deep.png"))
+    assert deep[0, 0] == 129
+    deep[0, 0] = gray[0, 0]
+    np.testing.assert_array_equal(deep, gray)
+    two = read(Image.fromarray(gray > 99), tmp_path / "two.png")
+    assert two.mode == "L"
+    np.testing.assert_array_equal(np.asarray(two), 255 * (gray > 99))
     palette = Image.fromarray(colour // 64 * 64).quantize(200)
     back = read(palette, tmp_path / "palette.png")
     np.testing.assert_array_equal(np.asarray(back), np.asarray(palette.convert("RGB")))
@@ -210,12 +273,52 @@ def test_a_folder_of_pictures(tmp_path):
         np.testing.assert_array_equal(images[:, 0, 0, 0] > 0.3, labels[:, 1] == 1)
 
 
+def test_the_classes_are_in_the_order_of_their_names(tmp_path):
+    names = ("d", "b", "train", "e", "a", "c")  # without test that is a class
+    data = datasets.load(save_pictures(tmp_path / "a", names))
+    assert data.class_names == ("a", "b", "c", "d", "e", "train")
+    assert data.train[1].sum(0).tolist() == [4] * 6
+    (x, y), shades = data.test, np.arange(6) * 100 % 256
+    expected = shades[[names.index(data.class_names[i]) for i in y.argmax(1)]]
+    assert (abs(255 * x[:, 0, 0, 0] - expected) < 5).all()
+
+
 def test_the_split_follows_from_the_seed_and_its_share(tmp_path):
     path = save_pictures(tmp_path / "a", n=10)
     drawn = [datasets.load(path, seed=seed).test[0] for seed in (1, 1, 2)]
     np.testing.assert_array_equal(drawn[0], drawn[1])
     assert (drawn[0] != drawn[2]).any()
     assert len(datasets.load(path, test_share=0.5).test[0]) == 10
+    for load in (datasets.load, datasets.load_folder):  # always the same
+        np.testing.assert_array_equal(load(path).test[0], load(path, seed=0).test[0])
+        assert len(load(path).test[0]) == 4
+    for share, each in ((0.01, 1), (0.99, 9)):  # none is left without
+        labels = datasets.load(path, test_share=share).test[1]
+        assert labels.sum(0).tolist() == [each, each]
+
+
+def test_the_split_does_not_depend_on_the_order_of_a_directory(tmp_path, monkeypatch):
+    path, tests, scandir = save_pictures(tmp_path / "a", n=10), [], os.scandir
+    for step in (1, -1):
+        monkeypatch.setattr(os, "scandir", lambda p, s=step: list(scandir(p))[::s])
+        monkeypatch.setenv("KERAS_HOME", str(tmp_path / f"home{step}"))
+        tests.append(datasets.load(path).test[0])
+    np.testing.assert_array_equal(*tests)
+
+
+def test_hidden_files_and_what_is_no_picture_are_passed_over(tmp_path):
+    path = save_pictures(tmp_path / "a", n=10)
+    (tmp_path / "a" / "list.txt").write_text("")
+    save_pictures(tmp_path / "a", (".hidden",), n=3)
+    for name in ("._0.png", "notes.txt"):
+        (tmp_path / "a" / "ape" / name).write_text("no picture")
+    (tmp_path / "a" / "ape" / "0.png").rename(tmp_path / "a" / "ape" / "0.PNG")
+    data = datasets.load(path)
+    assert data.class_names == ("ape", "bee")
+    assert len(data.train[0]) + len(data.test[0]) == 20
+    below = datasets.pictures_under(str(tmp_path))
+    assert len(below) == 24 and below == sorted(below)
+    assert all(name.lower().endswith(".png") for name in below)
 
 
 def test_folders_train_and_test_are_taken_as_they_are(tmp_path):
@@ -225,22 +328,40 @@ def test_folders_train_and_test_are_taken_as_they_are(tmp_path):
     assert [len(split[0]) for split in data[:2]] == [10, 4]
 
 
-def test_size_and_colour_of_a_folder_s_pictures(tmp_path):
+def test_size_and_colour_of_a_folder_s_pictures(tmp_path, capsys):
     path = save_pictures(tmp_path / "a")
     assert datasets.load(path, (9, 7), "rgb").train[0].shape[1:] == (9, 7, 3)
+    assert "several sizes" not in capsys.readouterr().out
     Image.fromarray(pixels(20, 30, 3)).save(tmp_path / "a" / "ape" / "big.png")
     assert datasets.load(path).train[0].shape[1:] == (32, 32, 3)
+    assert f"{path}: pictures of several sizes, scaled" in capsys.readouterr().out
     assert datasets.load(path, color="gray").train[0].shape[1:] == (32, 32, 1)
+
+
+@pytest.mark.parametrize("channel", [None, 0, 1, 2])
+def test_pictures_are_grey_where_no_pixel_has_a_colour(tmp_path, channel):
+    path = save_pictures(tmp_path / "a")
+    picture = np.full((6, 5, 3), 99, "uint8")
+    if channel is not None:
+        picture[3, 2, channel] = 98
+    Image.fromarray(picture).save(tmp_path / "a" / "ape" / "rgb.png")
+    channels = datasets.load(path).train[0].shape[3]
+    assert channels == (1 if channel is None else 3)
 
 
 def test_a_broken_picture_costs_a_line_and_not_the_run(tmp_path, capsys):
     path = save_pictures(tmp_path / "a")
     broken = tmp_path / "a" / "bee" / "3.png"
     broken.write_bytes(broken.read_bytes()[:40])
-    for _ in range(2):  # the second time from the cache
+    for cached in (False, True):
         data = datasets.load(path)
         assert len(data.train[0]) + len(data.test[0]) == 9
-        assert "1 of 10 pictures are not readable" in capsys.readouterr().out
+        printed = capsys.readouterr().out
+        assert "1 of 10 pictures are not readable" in printed
+        assert (f"Left out: {broken}: not a readable picture" in printed) != cached
+    broken.unlink()
+    datasets.load(path)
+    assert "readable" not in capsys.readouterr().out
 
 
 def test_the_second_start_reads_no_picture_until_one_changes(tmp_path, monkeypatch):
@@ -255,8 +376,27 @@ def test_the_second_start_reads_no_picture_until_one_changes(tmp_path, monkeypat
     np.testing.assert_array_equal(datasets.load(path).train[0], first.train[0])
     assert len(count) == 10
     Image.fromarray(np.zeros((6, 5), "uint8")).save(tmp_path / "a" / "ape" / "new.png")
-    assert len(datasets.load(path).train[0]) == len(first.train[0]) + 1
-    assert len(count) == 21
+    for _ in range(2):
+        assert len(datasets.load(path).train[0]) == len(first.train[0]) + 1
+        assert len(count) == 21
+
+
+@pytest.mark.parametrize("harm", ["empty", "half", "other arrays", "objects"])
+def test_a_damaged_cache_is_not_believed(tmp_path, harm):
+    path = save_pictures(tmp_path / "a")
+    first = datasets.load(path)
+    folder = os.path.join(os.environ["KERAS_HOME"], "capsnet")
+    (name,) = os.listdir(folder)
+    cached = os.path.join(folder, name)
+    if harm == "other arrays":
+        np.savez(cached, images=np.zeros((10, 6, 5, 1), "uint8"))
+    elif harm == "objects":
+        objects = np.array([None] * 10, object)
+        np.savez(cached, images=objects, readable=objects)
+    else:
+        size = 0 if harm == "empty" else os.path.getsize(cached) // 2
+        os.truncate(cached, size)
+    np.testing.assert_array_equal(datasets.load(path).train[0], first.train[0])
 
 
 def test_two_folders_that_look_alike_are_not_taken_for_each_other(tmp_path):
@@ -422,9 +562,14 @@ def test_pictures_that_would_fill_the_memory_are_refused(
     tmp_path, monkeypatch, image_size
 ):
     path = save_pictures(tmp_path / "a")  # 10 x 30 pixels
-    monkeypatch.setattr(datasets.devices, "machine_memory", lambda: 7000)
+    seen, reader = [], datasets.read_picture
+    monkeypatch.setattr(
+        datasets, "read_picture", lambda file: (seen.append(file), reader(file))[1]
+    )
+    monkeypatch.setattr(datasets.devices, "machine_memory", lambda: 7199)
     with pytest.raises(ValueError, match="a smaller --image_size"):
         datasets.load(path, image_size)
+    assert len(seen) == (0 if image_size else 10)  # as soon as it is known
     monkeypatch.setattr(datasets.devices, "machine_memory", lambda: 7200)
     assert datasets.load(path, image_size).train[0].shape[1:3] == (6, 5)
 
@@ -441,6 +586,7 @@ def test_names_of_classes_that_can_not_be_printed_are_refused(tmp_path):
         ((), "found none"),
         (("ape",), "found ape"),
         (("ape", "bee", "cow/empty"), "cow: holds no pictures"),
+        (("train/ape", "train/bee", "test/ape"), "test.bee: holds no pictures"),
     ],
 )
 def test_a_folder_that_is_no_data_set_is_refused(tmp_path, names, message):
@@ -451,10 +597,28 @@ def test_a_folder_that_is_no_data_set_is_refused(tmp_path, names, message):
         datasets.load(str(tmp_path / "a"))
 
 
+def test_one_picture_a_class_is_too_few(tmp_path):
+    with pytest.raises(ValueError, match="too few pictures for a training and a test"):
+        datasets.load(save_pictures(tmp_path / "a", n=1))
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_split_of_broken_pictures_only_is_refused(tmp_path, split):
+    for name in ("train", "test"):
+        save_pictures(tmp_path / "a" / name, n=1)
+    for file in datasets.pictures_under(tmp_path / "a" / split):
+        os.truncate(file, 9)
+    with pytest.raises(ValueError, match="too few pictures for a training and a test"):
+        datasets.load(str(tmp_path / "a"))
+
+
 def test_a_class_of_broken_pictures_only_is_refused(tmp_path):
     path = save_pictures(tmp_path / "a", n=1)
     (tmp_path / "a" / "bee" / "0.png").write_bytes(b"no")
     with pytest.raises(ValueError, match="bee: holds no readable pictures"):
+        datasets.load(path)
+    (tmp_path / "a" / "ape" / "0.png").write_bytes(b"no")
+    with pytest.raises(ValueError, match="a: holds no readable pictures"):
         datasets.load(path)
 
 
@@ -482,14 +646,60 @@ def test_fashion_mnist_is_read_from_keras_files(tmp_path):
     np.testing.assert_allclose(x_test[..., 0], pixels(7, 28, 28) / 255, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["fashion_mnist", "cifar10"])
-def test_without_a_network_it_says_which_file_to_put_where(name, monkeypatch):
+@pytest.mark.parametrize("python", [2, 3])
+def test_cifar10_is_read_from_its_own_format(monkeypatch, python):
+    folder = os.path.join(os.environ["KERAS_HOME"], "datasets")
+    folder = os.path.join(folder, "cifar-10-batches-py-target", "cifar-10-batches-py")
+    os.makedirs(folder)
+    monkeypatch.setattr(keras.datasets.cifar10, "load_data", None)  # not asked for
+    names = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]
+    data = pixels(6, 2, 3, 32, 32)  # two pictures a file, as planes of colours
+    for name, planes, label in zip(names, data, range(6)):
+        batch = {b"data": planes.reshape(2, -1), b"labels": [label, 9]}
+        content = pickle.dumps(batch, protocol=2)
+        if python == 2:
+            content = content.replace(
+                b"numpy._core.multiarray", b"numpy.core.multiarray"
+            )
+        with open(os.path.join(folder, name), "wb") as file:
+            file.write(content)
+    (x, y), (x_test, y_test), class_names = datasets.load("cifar10")
+    assert y.argmax(1).tolist() == [0, 9, 1, 9, 2, 9, 3, 9, 4, 9]
+    assert y_test.argmax(1).tolist() == [5, 9] and y.shape[1] == y_test.shape[1] == 10
+    assert (class_names[0], class_names[9]) == ("airplane", "truck")
+    images = np.moveaxis(data, 2, -1).reshape(12, 32, 32, 3) / 255
+    np.testing.assert_allclose(np.concatenate([x, x_test]), images, atol=1e-6)
+
+
+FILES = {
+    "fashion_mnist": "train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, "
+    "t10k-images-idx3-ubyte.gz, t10k-labels-idx1-ubyte.gz from "
+    "https://github.com/zalandoresearch/fashion-mnist into "
+    "HOME/datasets/fashion-mnist",
+    "cifar10": "the unpacked cifar-10-python.tar.gz from "
+    "https://www.cs.toronto.edu/~kriz/cifar.html into "
+    "HOME/datasets/cifar-10-batches-py-target",
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("variable", ["KERAS_HOME", "HOME"])
+def test_without_a_network_it_says_which_file_to_put_where(
+    name, variable, monkeypatch, tmp_path
+):
     def fail():
-        raise Exception("URL fetch failure")  # noqa: TRY002 (as Keras does)
+        raise Exception("URL fetch failure\nand more")  # noqa: TRY002 (as Keras does)
 
     monkeypatch.setattr(getattr(keras.datasets, name), "load_data", fail)
-    with pytest.raises(ValueError, match=rf"{name}: can't be downloaded.* put .* into"):
+    monkeypatch.delenv("KERAS_HOME")
+    monkeypatch.setenv(variable, str(tmp_path))
+    home = tmp_path / ".keras" if variable == "HOME" else tmp_path
+    with pytest.raises(ValueError) as refused:
         datasets.load(name)
+    assert str(refused.value) == (
+        f"--dataset {name}: can't be downloaded (URL fetch failure); put "
+        + FILES[name].replace("HOME", str(home))
+    )
 
 
 def test_a_picture_of_the_model_s_size_is_left_as_it_is():
@@ -502,6 +712,89 @@ def test_a_picture_of_the_model_s_size_is_left_as_it_is():
     np.testing.assert_allclose(same, x[0], atol=1 / 255)
     kept = datasets.fit_picture(inverted, (28, 28, 1), like_mnist=True, invert=False)
     np.testing.assert_allclose(kept, 1 - x[0], atol=1 / 255)
+
+
+def test_a_picture_is_scaled_as_a_whole_unless_the_model_is_of_mnist():
+    colour = Image.fromarray(pixels(4, 6, 3))
+    gray = Image.fromarray(np.full((28, 28), 240, "uint8"))  # no drawing: not inverted
+    for picture, shape, kind in (
+        *((colour, (4, 6, 3), "RGB"), (colour, (9, 7, 3), "RGB")),
+        *((colour, (4, 6, 1), "L"), (gray, (28, 28, 1), "L"), (gray, (4, 6, 3), "RGB")),
+    ):
+        expected = picture.convert(kind)
+        if shape[:2] != picture.size[::-1]:
+            expected = expected.resize((shape[1], shape[0]))
+        expected = np.asarray(expected, "float64").reshape(shape) / 255
+        for options in [{}] + [{"like_mnist": True}] * (shape[2] == 3):
+            fitted = datasets.fit_picture(picture, shape, **options)
+            assert fitted.dtype == "float32"
+            np.testing.assert_allclose(fitted, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("sides", [(0, 0), (-1, -1), (0, -1), (-1, 0)])
+def test_a_drawing_is_inverted_where_most_of_its_border_is_light(sides):
+    x = np.zeros((28, 28), "uint8")
+    x[sides[0]] = x[:, sides[1]] = 153  # light are 58 of the 112 pixels of the border
+    for light in (x, 255 - x):  # of the second they are dark
+        fitted = datasets.fit_picture(Image.fromarray(light), (28, 28, 1), True)
+        np.testing.assert_allclose(fitted[..., 0], (255 - x) / 255, atol=1e-6)
+
+
+def drawn(x, ground=0):
+    """What becomes of a drawing on a larger sheet; the corners of its ink, too."""
+    sheet = np.full((100, 120), ground, "uint8")
+    sheet[30 : 30 + x.shape[0], 50 : 50 + x.shape[1]] = x
+    fitted = datasets.fit_picture(Image.fromarray(sheet), (28, 28, 1), True)[..., 0]
+    assert fitted.dtype == "float32"
+    rows, columns = (np.flatnonzero(fitted.any(axis)) for axis in (1, 0))
+    return fitted, (rows[0], rows[-1] + 1, columns[0], columns[-1] + 1)
+
+
+@pytest.mark.parametrize("ink, ground", [(255, 0), (100, 0), (230, 60), (0, 255)])
+def test_a_block_fills_20_of_28_pixels_about_the_middle(ink, ground):
+    for turned in (False, True):
+        x = np.full((40, 20), ink, "uint8")
+        fitted, _ = drawn(x.T if turned else x, ground)
+        expected = np.zeros((28, 28))
+        expected[4:24, 10:20] = 1  # its centre, at 9.5 and 4.5, goes to 14 at most
+        np.testing.assert_allclose(fitted, expected.T if turned else expected)
+
+
+def test_a_thin_line_stays_one_pixel_wide_and_an_empty_sheet_empty():
+    _, corners = drawn(np.full((60, 1), 255, "uint8"))
+    assert corners[:2] == (4, 24) and corners[3] - corners[2] == 1
+    for shade in (0, 128, 255):
+        sheet = Image.fromarray(np.full((50, 40), shade, "uint8"))
+        empty = datasets.fit_picture(sheet, (28, 28, 1), True)
+        assert empty.shape == (28, 28, 1) and empty.dtype == "float32"
+        assert not empty.any()
+
+
+def test_ink_below_a_twentieth_of_the_strongest_is_ground():
+    for faint, counts in ((8, True), (5, False)):  # of 128
+        x = np.full((20, 60), 0, "uint8")
+        x[:, :20] = 128
+        x[10, 59] = faint
+        fitted, _ = drawn(x)
+        width = np.count_nonzero(fitted.max(0) > 0.5)
+        assert width == (7 if counts else 20)
+
+
+def test_a_drawing_with_its_mass_at_one_end_stays_inside():
+    x = np.zeros((40, 40), "uint8")
+    x[:4], x[:, 20] = 255, 255  # a bar with a stem
+    for turned, rows, columns in (
+        *((x, (8, 28), None), (x[::-1], (0, 20), None)),
+        *((x.T, None, (8, 28)), (x.T[:, ::-1], None, (0, 20))),
+    ):
+        _, corners = drawn(turned)
+        assert rows in (None, corners[:2]) and columns in (None, corners[2:])
+
+
+def test_what_scaling_overshoots_does_not_dim_a_drawing():
+    x = np.full((40, 40), 255, "uint8")
+    x[:, 15:25] = 0
+    assert np.count_nonzero(drawn(x)[0] == 1) > 100
 
 
 def test_a_large_drawing_becomes_what_mnist_has():
@@ -526,13 +819,15 @@ def test_a_large_drawing_becomes_what_mnist_has():
 
 @pytest.mark.parametrize("xp", [np, keras.ops], ids=["numpy", "keras.ops"])
 def test_shifts_move_whole_pixels_and_fill_with_zeros(xp):
-    x = images(3, 4, 5, 2) + 1
-    shifts = np.array([[0, 0], [1, -2], [-3, 5]], "int32")
+    x = images(4, 4, 5, 2) + 1
+    shifts = np.array([[0, 0], [1, -2], [-3, 5], [-1, 2]], "int32")
     moved = keras.ops.convert_to_numpy(shift_images(x, shifts, xp))
     np.testing.assert_array_equal(moved[0], x[0])
     np.testing.assert_array_equal(moved[1, 1:, :3], x[1, :3, 2:])
     assert not moved[1, 0].any() and not moved[1, :, 3:].any()
     assert not moved[2].any()
+    np.testing.assert_array_equal(moved[3, :3, 2:], x[3, 1:, :3])
+    assert not moved[3, 3].any() and not moved[3, :, :2].any()
 
 
 def transformed(x, shift=(0, 0), angle=0, scale=1, xp=np):
@@ -631,7 +926,22 @@ def test_shifts_reach_two_pixels_on_mnist_and_no_further():
         assert counts.min() > 4000 / 5 * 0.8
 
 
+def test_the_reach_of_whole_shifts_is_rounded_down_but_for_rounding_errors():
+    x = np.zeros((2, 100, 50, 1), "float32")
+    assert 0.29 * 100 < 29
+    assert TrainingBatches(x, one_hot(2), 2, 0.29).reach == [29, 14]
+    assert TrainingBatches(x, one_hot(2), 2, 0.2999).reach == [29, 14]
+    parts = TrainingBatches(x, one_hot(2), 2, 0.25, shifts="interpolated")
+    assert parts.reach == [25, 12.5]
+
+
 # Batches -----------------------------------------------------------------------------
+
+
+def test_batches_are_prepared_by_one_thread_or_by_as_many_as_are_asked_for():
+    x, y = numbered(4), one_hot(4)
+    assert TrainingBatches(x, y, 2).workers == 1
+    assert TrainingBatches(x, y, 2, workers=3).workers == 3
 
 
 @pytest.mark.parametrize("n, batch_size", [(10, 4), (12, 4), (3, 8)])
@@ -649,6 +959,8 @@ def test_order_follows_from_seed_and_epoch():
         batches.draw(epoch)
         return numbers(batches, 0)
 
+    default = TrainingBatches(numbered(50), one_hot(50), 50)
+    assert numbers(default, 0) == order(0, 0) != order(0, 1)
     assert order(1, 0) == order(1, 0)
     assert order(1, 0) != order(1, 1)
     assert order(1, 0) != order(2, 0)
@@ -673,16 +985,36 @@ def test_batches_on_the_device_are_the_same(changes):
     options = {"batch_size": 4, "shift_fraction": 0.4, "seed": 3, **changes}
     for index in range(3):
         host = TrainingBatches(x, y, **options)[index]
-        device = TrainingBatches(x, y, on_device=True, **options)[index]
+        on_device = TrainingBatches(x, y, on_device=True, **options)
+        assert all(map(keras.ops.is_tensor, (on_device.x, on_device.y)))
+        device = on_device[index]
+        assert all(map(keras.ops.is_tensor, keras.tree.flatten(device)))
+        assert not any(map(keras.ops.is_tensor, keras.tree.flatten(host)))
         for a, b in zip(keras.tree.flatten(host), keras.tree.flatten(device)):
             b = keras.ops.convert_to_numpy(b)
             np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 if changes else 0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"shift_fraction": 0.2}, {"rotation": 20}, {"zoom": 0.3}],
+    ids=lambda change: next(iter(change)),
+)
+def test_each_change_is_made_alone_too(change):
+    x, y = images(10, height=6, width=4), one_hot(10)  # 0.2 moves rows alone
+    still = TrainingBatches(x, y, 10)
+    np.testing.assert_array_equal(still[0][0][0], x[still.order])
+    moved = TrainingBatches(x, y, 10, **change)
+    assert (moved.order == still.order).all()
+    assert abs(moved[0][0][0] - x[moved.order]).max() > 0.1
 
 
 @pytest.mark.parametrize("n, batch_size", [(10, 4), (12, 4), (3, 8)])
 def test_validation_weights_make_averages_exact(n, batch_size):
     batches = ValidationBatches(numbered(n), one_hot(n), batch_size)
     means, sizes = [], []
+    assert batches.batch_size == min(batch_size, n)
+    assert len(batches) == -(-n // batch_size)
     for index in range(len(batches)):
         (x, _), _, (weights, _) = batches[index]
         means.append((x[:, 0, 0, 0] * weights).mean())

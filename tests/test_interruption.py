@@ -14,6 +14,7 @@ from conftest import (
     ROOT,
     Records,
     average_of,
+    classifier,
     h5_arrays,
     options,
     read_log,
@@ -30,18 +31,6 @@ import main
 import reproduce
 import utils
 from capsulenet import load_weights, train
-
-
-def classifier():
-    """A network that trains at once, where it does not matter which one it is."""
-    return keras.Sequential(
-        [
-            keras.Input((12, 12, 1)),
-            keras.layers.Flatten(),
-            keras.layers.Dropout(0.5),
-            keras.layers.Dense(3, activation="softmax"),
-        ]
-    )
 
 
 def small_train(directory, **changes):
@@ -135,7 +124,7 @@ def test_a_second_signal_ends_the_process_at_once(tmp_path):
     )
     done = subprocess.run(
         [sys.executable, "-c", program],
-        env=script_environment(),
+        env=script_environment(KERAS_BACKEND="numpy"),  # starts at once
         capture_output=True,
         text=True,
         check=False,
@@ -254,7 +243,7 @@ def test_a_directory_in_use_is_refused_with_the_number_of_the_process(tmp_path):
     )
     holder = subprocess.Popen(
         [sys.executable, "-c", program],
-        env=script_environment(),
+        env=script_environment(KERAS_BACKEND="numpy"),  # starts at once
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -1,8 +1,8 @@
 """Several devices and hosts: the mathematics of one, and the command line."""
 
+import contextlib
 import importlib.util
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -13,6 +13,7 @@ import pytest
 from conftest import ROOT, run_python, run_script
 
 import capsulelayers
+import capsulenet
 import checkpoints
 import datasets
 import devices
@@ -42,21 +43,50 @@ def folder(tmp_path):
     return tmp_path
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return probe.getsockname()[1]
+@pytest.fixture(scope="module")
+def cheap_jax(tmp_path_factory):
+    """What makes JAX compile less, the same for all processes."""
+    return {
+        "KERAS_BACKEND": "jax",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
 
 
-def start_host(number, port, folder, *flags, hosts=2):
-    """Start one of several hosts on this machine."""
-    command = [sys.executable, os.path.join(ROOT, SCRIPT), *map(str, FLAGS)]
-    command += ["--gpus", "1", "--coordinator", f"localhost:{port}"]
-    command += ["--num_hosts", str(hosts), "--host_id", str(number), *map(str, flags)]
+@contextlib.contextmanager
+def coordinator():
+    """The address for host 0, on a port that no other program gets meanwhile.
+
+    It is bound here, and JAX shares it; a port that was given back might be taken.
+    """
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        holder.bind(("localhost", 0))
+        yield f"localhost:{holder.getsockname()[1]}"
+
+
+SMALL = f"""
+import functools, os, runpy, sys; sys.path.insert(0, {ROOT!r})
+import capsulenet, devices
+capsulenet.CapsNet = functools.partial(capsulenet.CapsNet, filters=16, n_channels=4)
+devices.PATIENCE = int(os.environ.get("PATIENCE", devices.PATIENCE))
+runpy.run_path({os.path.join(ROOT, SCRIPT)!r}, run_name="__main__")
+"""
+"""The script with a smaller network, since its size does not matter to several hosts."""
+
+
+def small_command(*flags):
+    return [sys.executable, "-c", SMALL, *map(str, (*FLAGS, *flags))]
+
+
+def start_host(number, address, folder, environment, *flags):
+    """Start one of two hosts on this machine."""
+    hosts = ("--gpus", 1, "--coordinator", address, "--num_hosts", 2)
     return subprocess.Popen(
-        command,
+        small_command(*hosts, "--host_id", number, *flags),
         cwd=folder,
-        env={**os.environ, "KERAS_BACKEND": "jax"},
+        env={**os.environ, **environment},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -100,8 +130,9 @@ print("agreed on", len(ends[0]), "arrays")
 
 
 @pytest.mark.parametrize("backend", ENGINES)
-def test_two_devices_take_the_steps_of_one(folder, backend, monkeypatch):
-    monkeypatch.setenv("KERAS_BACKEND", backend)
+def test_two_devices_take_the_steps_of_one(folder, backend, cheap_jax, monkeypatch):
+    for name, value in {**cheap_jax, "KERAS_BACKEND": backend}.items():
+        monkeypatch.setenv(name, value)
     assert "agreed on 13 arrays" in run_python(STEPS.format(root=ROOT), folder)
 
 
@@ -139,8 +170,9 @@ def test_a_batch_of_few_images_is_filled_up_to_the_devices():
 
 
 @pytest.mark.parametrize("backend", ENGINES)
-def test_two_devices_train_and_test(folder, backend):
-    done = run_script(SCRIPT, *FLAGS, "--epochs", 2, cwd=folder, KERAS_BACKEND=backend)
+def test_two_devices_train_and_test(folder, backend, cheap_jax, monkeypatch, capsys):
+    environment = {**cheap_jax, "KERAS_BACKEND": backend}
+    done = run_script(SCRIPT, *FLAGS, "--epochs", 2, cwd=folder, **environment)
     assert done.returncode == 0, done.stderr
     accuracy = float(done.stdout.split("Test acc: ")[1].split()[0])
     with open(folder / "out" / "log.csv") as file:
@@ -149,25 +181,37 @@ def test_two_devices_train_and_test(folder, backend):
             float(file.readlines()[1].split(",")[column]), abs=1e-4
         )
     if backend == keras.backend.backend():  # capsulenet.py reads the file
-        flags = ("--dataset", "digits.npz", "-r2", "-t", "--save_dir", "seen")
-        done = run_script(
-            *("capsulenet.py", *flags, "-w", "out/trained_model.h5"), cwd=folder
-        )
-        assert done.returncode == 0, done.stderr
-        assert f"Test acc: {accuracy:.4f}" in done.stdout
+        monkeypatch.chdir(folder)
+        flags = ["--dataset", "digits.npz", "-r2", "-t", "--save_dir", "seen"]
+        capsulenet.main([*flags, "-w", "out/trained_model.h5"])
+        assert f"Test acc: {accuracy:.4f}" in capsys.readouterr().out
 
 
 @needs_jax
-def test_two_hosts_are_as_one_with_two_devices_and_one_may_die(folder):
-    port = free_port()
-    hosts = [start_host(i, port, folder, "--epochs", 2) for i in range(2)]
-    for host in hosts:
-        _, stderr = host.communicate()
-        assert host.returncode == 0, stderr
+def test_two_hosts_are_as_one_with_two_devices_and_one_may_die(folder, cheap_jax):
+    def both(address, *flags):
+        return [start_host(i, address, folder, cheap_jax, *flags) for i in range(2)]
+
+    def alone(*flags):
+        done = subprocess.run(
+            small_command(*flags),
+            cwd=folder,
+            env={**os.environ, **cheap_jax},
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    with coordinator() as address:
+        hosts = both(address, "--epochs", 2)
+        for host in hosts:
+            _, stderr = host.communicate()
+            assert host.returncode == 0, stderr
     together = read_log(folder / "out" / "log.csv")
-    flags = ("--epochs", 2, "--save_dir", "one")
-    done = run_script(SCRIPT, *FLAGS, *flags, cwd=folder, KERAS_BACKEND="jax")
-    assert done.returncode == 0, done.stderr
+    # A pause at its very end leaves out the test that follows a training.
+    alone("--epochs", 2, "--save_dir", "one", "--pause_after", 2)
     np.testing.assert_allclose(
         together, read_log(folder / "one" / "log.csv"), rtol=1e-5
     )
@@ -180,40 +224,36 @@ def test_two_hosts_are_as_one_with_two_devices_and_one_may_die(folder):
             np.testing.assert_allclose(a, b, atol=1e-5)
 
     # Another run; the second host is killed, and the first says so.
-    port, long = free_port(), ("--epochs", 500, "--save_dir", "long")
-    hosts = [start_host(i, port, folder, *long) for i in range(2)]
-    assert any("Best epoch" in line for line in hosts[0].stdout)  # the first one ended
-    hosts[1].send_signal(signal.SIGKILL)
-    _, stderr = hosts[0].communicate(timeout=60)
-    hosts[1].communicate()
+    long = ("--epochs", 500, "--save_dir", "long")
+    with coordinator() as address:
+        hosts = both(address, *long)
+        assert any("Best epoch" in line for line in hosts[0].stdout)  # the first ended
+        hosts[1].kill()
+        _, stderr = hosts[0].communicate()
+        hosts[1].communicate()
     assert hosts[0].returncode == 1
     line = stderr.splitlines()[-1]
     assert "another host is gone" in line and "--resume" in line and "step" in line
-    flags = (*long, "--resume", "--pause_after", 1)
-    done = run_script(SCRIPT, *FLAGS, *flags, cwd=folder, KERAS_BACKEND="jax")
-    assert done.returncode == 0, done.stderr
-    assert "Resumed after epoch" in done.stdout
+    assert "Resumed after epoch" in alone(*long, "--resume", "--pause_after", 1)
 
 
+@needs_jax
 @pytest.mark.parametrize(
-    "backend, flags, message",
+    "flags, message",
     [
-        ("jax", "--gpus 3", "--gpus 3: found 0 GPUs"),
-        ("torch", "", "KERAS_BACKEND=tensorflow and KERAS_BACKEND=jax"),
+        ("--gpus 3", "--gpus 3: found 0 GPUs"),
         (
-            "tensorflow",
             "--device cpu --batch_size 301",
             "--batch_size 301: must divide by the 2 devices",
         ),
-        ("tensorflow", "--num_hosts 2", "KERAS_BACKEND=jax does"),
     ],
 )
-def test_bad_input_is_one_clear_line(backend, flags, message, tmp_path):
-    if importlib.util.find_spec(backend) is None:
-        pytest.skip(f"{backend} is not installed")
+def test_devices_that_do_not_fit_are_one_clear_line(
+    flags, message, cheap_jax, tmp_path
+):
     if "found 0 GPUs" in message and not capsulelayers.on_cpu():
         pytest.skip("there are GPUs")
-    done = run_script(SCRIPT, *flags.split(), cwd=tmp_path, KERAS_BACKEND=backend)
+    done = run_script(SCRIPT, *flags.split(), cwd=tmp_path, **cheap_jax)
     assert done.returncode == 2
     assert message in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr and os.listdir(tmp_path) == []
@@ -226,6 +266,25 @@ def script():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.mark.parametrize(
+    "backend, flags, message",
+    [
+        ("torch", "", "KERAS_BACKEND=tensorflow and KERAS_BACKEND=jax"),
+        ("tensorflow", "--num_hosts 2", "KERAS_BACKEND=jax does"),
+    ],
+)
+def test_a_backend_that_can_not_is_one_clear_line(
+    script, backend, flags, message, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(keras.backend, "backend", lambda: backend)
+    with pytest.raises(SystemExit) as stop:
+        script.main(flags.split())
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line and os.listdir(tmp_path) == []
 
 
 def test_zero_devices_are_refused(script):
@@ -292,8 +351,11 @@ def test_nothing_is_expected_after_the_training():
 
 
 @needs_jax
-def test_a_host_alone_does_not_wait_for_ever(folder):
-    host = start_host(0, free_port(), folder)
-    _, stderr = host.communicate(timeout=80)
+def test_a_host_alone_does_not_wait_for_ever(folder, cheap_jax):
+    with coordinator() as address:
+        host = start_host(0, address, folder, {**cheap_jax, "PATIENCE": "1"})
+        _, stderr = host.communicate()
     assert host.returncode == 2
-    assert "did not come together in 40 seconds" in stderr.splitlines()[-1]
+    line = stderr.splitlines()[-1]
+    assert f"host 0 of 2, coordinator {address}: the hosts did not come" in line
+    assert "together in 1 seconds" in line and devices.PATIENCE == 40

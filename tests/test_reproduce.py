@@ -1,23 +1,19 @@
 import concurrent.futures
 import csv
 import os
-import random
 import re
-import subprocess
-import sys
+import signal
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import run_killed
 
 import checkpoints
 import reproduce
 
 
-def command(dataset, *args):
-    common = ("--dataset", dataset, "--csv", "table.csv", "--batch-size=20")
-    script = os.path.join(ROOT, "reproduce.py")
-    return [sys.executable, script, *common, *map(str, args)]
+def flags_for(dataset, *flags):
+    return ["--dataset", dataset, "--csv", "table.csv", "--batch-size=20", *flags]
 
 
 def rows(path):
@@ -26,26 +22,14 @@ def rows(path):
 
 
 def test_a_run_killed_anywhere_ends_with_the_same_table(tmp_path, squares):
-    args = command(squares, "--variants", "v1", "--trials", 1, "--epochs", 3)
+    flags = flags_for(squares, "--variants", "v1", "--trials", 1, "--epochs", 3)
     tables = []
-    for name, most in (("whole", 0), ("killed", 2)):
+    for name, numbers in (("whole", [0]), ("killed", [40, 25, 0])):
         directory = tmp_path / name
         directory.mkdir()
-        draw, kills = random.Random(0), 0
-        with open(directory / "output", "w") as output:
-            streams = {"cwd": directory, "stdout": output, "stderr": output}
-            while kills < most:
-                process = subprocess.Popen(args, **streams)
-                try:
-                    process.wait(timeout=6 + 3 * kills + draw.uniform(0, 2))
-                    break
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
-                    kills += 1
-            done = subprocess.run(args, check=False, **streams)
-        assert done.returncode == 0, (directory / "output").read_text()[-3000:]
-        assert kills > 0 or most == 0
+        statuses, output = run_killed("reproduce.py", numbers, *flags, cwd=directory)
+        assert statuses == [-signal.SIGKILL] * (len(numbers) - 1) + [0], output[-3000:]
+        assert ("Resumed after epoch" in output) == (len(numbers) > 1)
         tables.append(rows(directory / "table.csv"))
         logs = [rows(path) for path in sorted(directory.glob("runs/*/log.csv"))]
         assert [[row["epoch"] for row in log] for log in logs] == [["0", "1", "2"]]
@@ -56,25 +40,22 @@ def test_a_run_killed_anywhere_ends_with_the_same_table(tmp_path, squares):
 
 
 def test_a_finished_run_is_skipped_and_a_paused_one_goes_on(tmp_path, squares):
-    args = command(squares, "--variants", "baseline", "--trials", 1, "--epochs", 2)
+    flags = flags_for(squares, "--variants", "baseline", "--trials", 1, "--epochs", 2)
     without = "import sys; sys.modules['tensorflow'] = None"  # as if not installed
     (tmp_path / "sitecustomize.py").write_text(without)
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "KERAS_BACKEND": "torch"}
-    outputs = []
-    for more in ([*args, "--pause-after", "1"], args, args):
-        done = subprocess.run(
-            more,
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        outputs.append(done.stdout)
-        assert len(rows(tmp_path / "table.csv")) == (len(outputs) > 1)
-    assert "Resumed after epoch 1 of 2" in outputs[1]
-    assert "in table.csv" in outputs[2] and "Epoch" not in outputs[2]
+    statuses, output = run_killed(  # three times, and never killed
+        *("reproduce.py", [0, 0, 0], *flags, "--pause-after", 1),
+        cwd=tmp_path,
+        PYTHONPATH=str(tmp_path),
+        KERAS_BACKEND="torch",
+    )
+    assert statuses == [0, 0, 0], output[-3000:]
+    paused, resumed, skipped = re.split(
+        "(?m)^baseline, recipe default, seed 0: ", output
+    )[1:]
+    assert "Paused after epoch 1 of 2" in paused and "error" not in paused
+    assert "Resumed after epoch 1 of 2" in resumed and "seed 0: error" in resumed
+    assert "in table.csv" in skipped and "Epoch" not in skipped
     (row,) = rows(tmp_path / "table.csv")
     assert tuple(row) == reproduce.COLUMNS
     assert row["options"] == "--batch_size 20" and row["images"] == "20"

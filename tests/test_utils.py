@@ -1,3 +1,8 @@
+import os
+import stat
+import types
+
+import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
@@ -23,6 +28,51 @@ def test_what_can_not_be_printed_is_escaped_and_nothing_else(text, shown):
     assert shown.isprintable()
 
 
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that would be saved, in order."""
+    figures = []
+    monkeypatch.setattr(utils, "_save", lambda figure, path: figures.append(figure))
+    return figures
+
+
+def test_a_file_without_a_folder_is_whole_and_on_the_disk_with_its_name(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    kinds, descriptors, fsync = [], [], os.fsync
+
+    def record(descriptor):
+        kinds.append(stat.S_IFMT(os.fstat(descriptor).st_mode))
+        descriptors.append(descriptor)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    with utils.whole_file("a.tar.gz") as temporary:
+        assert temporary == f"a.{os.getpid()}.tmp.tar.gz"
+        with open(temporary, "w") as file:
+            file.write("whole")
+        assert os.listdir() == [temporary]
+    assert os.listdir() == ["a.tar.gz"]
+    assert (tmp_path / "a.tar.gz").read_text() == "whole"
+    assert kinds == [stat.S_IFREG, stat.S_IFDIR]
+    with pytest.raises(OSError):  # it is closed
+        os.fstat(descriptors[1])
+
+
+@pytest.mark.parametrize(
+    "error, line",
+    [
+        (ValueError("a\nb"), "a"),
+        (ValueError("\n  a \n"), "a"),
+        (ValueError(), "ValueError"),
+        (KeyError("a"), "'a'"),
+    ],
+)
+def test_the_first_line_of_an_error(error, line):
+    assert utils.first_line(error) == line
+
+
 @pytest.mark.parametrize(
     "name, sizes",
     [
@@ -45,6 +95,11 @@ def test_colour_images_keep_their_channels():
     assert not grid[4:, 3:].any()
 
 
+def test_a_grid_of_just_the_size_is_filled_row_by_row():
+    grid = combine_images(np.arange(6).reshape(6, 1, 1, 1), height=2, width=3)
+    np.testing.assert_array_equal(grid, [[0, 1, 2], [3, 4, 5]])
+
+
 def test_a_grid_that_is_too_small_is_refused():
     with pytest.raises(ValueError, match="7 images do not fit into a 2 x 3"):
         combine_images(np.zeros((7, 2, 2, 1)), height=2, width=3)
@@ -56,14 +111,17 @@ def test_plot_log_labels_every_curve_and_saves_beside_the_log(
 ):
     log = tmp_path / "log.csv"
     columns = "epoch,capsnet_accuracy,decoder_loss,loss,seconds,val_loss"
-    rows = [f"{n},0.5,0.2,0.4,9,0.3" for n in range(epochs)]
+    rows = [f"{n},0.5,0.2,{0.4 - 0.1 * n},9,0.3" for n in range(epochs)]
     log.write_text("\n".join([columns, *rows]))
-    labels = []
+    labels, titles, lines, ticks = [], [], {}, []
     save = "matplotlib.figure.Figure.savefig"
 
     def record(figure, *args, **kwargs):
         for axes in figure.axes:
             labels.append([text.get_text() for text in axes.get_legend().get_texts()])
+            titles.append((axes.get_xlabel(), axes.get_ylabel()))
+            lines.update({line.get_label(): line for line in axes.lines})
+            ticks.extend(axes.get_xticks())
         original(figure, *args, **kwargs)
 
     from matplotlib.figure import Figure
@@ -72,6 +130,18 @@ def test_plot_log_labels_every_curve_and_saves_beside_the_log(
     monkeypatch.setattr(save, record)
     plot_log(str(log))
     assert labels == [["decoder_loss", "loss", "val_loss"], ["capsnet_accuracy"]]
+    assert titles == [("epoch", "loss"), ("epoch", "accuracy")]
+    assert lines["loss"].get_xdata().tolist() == list(range(1, epochs + 1))
+    np.testing.assert_allclose(
+        lines["loss"].get_ydata(), 0.4 - 0.1 * np.arange(epochs), atol=1e-9
+    )
+    styles = {name: line.get_linestyle() for name, line in lines.items()}
+    assert styles.pop("val_loss") == "--" and set(styles.values()) == {"-"}
+    # A line through one point would not be seen.
+    assert {line.get_marker() for line in lines.values()} == {
+        "o" if epochs == 1 else "None"
+    }
+    assert all(tick == int(tick) for tick in ticks)
     with Image.open(tmp_path / "log.png") as picture:
         assert min(picture.size) >= 500
 
@@ -99,24 +169,156 @@ def colours(path):
         return picture.size, len(np.unique(pixels, axis=0))
 
 
-def test_confusion_is_drawn_with_numbers_to_read(tmp_path, monkeypatch):
+def test_confusion_is_drawn_to_a_file(tmp_path):
     counts = np.array([[5, 2], [0, 7]])
-    utils.plot_confusion(counts, ["ape", "bee"], tmp_path / "confusion.png")
+    utils.plot_confusion(counts, ["$a", "bee"], tmp_path / "confusion.png")
     assert colours(tmp_path / "confusion.png")[1] > 10
-    figures = []
-    monkeypatch.setattr(utils, "_save", lambda figure, path: figures.append(figure))
-    utils.plot_confusion(counts, ["ape", "bee"], tmp_path / "confusion.png")
-    texts = {t.get_text(): t.get_color() for t in figures[0].axes[0].texts}
-    assert texts == {"5": "black", "2": "white", "7": "black"}  # the 2 is on dark red
+
+
+def test_confusion_is_drawn_with_numbers_to_read(figures):
+    counts = np.array([[50, 9, 0], [0, 70, 4], [5, 0, 30]])
+    utils.plot_confusion(counts, ["ape", "$bee", "cow"], "")
+    (axes,) = figures[0].axes
+    texts = {t.get_text(): (t.get_position(), t.get_color()) for t in axes.texts}
+    assert texts == {
+        "50": ((0, 0), "black"),
+        "9": ((1, 0), "white"),  # column, row; on dark red
+        "70": ((1, 1), "black"),
+        "4": ((2, 1), "black"),
+        "5": ((0, 2), "white"),
+        "30": ((2, 2), "black"),
+    }
+    (image,) = axes.images
+    wrong = [[0, 9, 0], [0, 0, 4], [5, 0, 0]]
+    np.testing.assert_array_equal(image.get_array(), wrong)
+    assert image.get_clim() == (0, 9) and image.get_cmap().name == "Reds"
+    for labels in (axes.get_xticklabels(), axes.get_yticklabels()):
+        assert [label.get_text() for label in labels] == ["ape", "$bee", "cow"]
+        assert not any(label.get_parse_math() for label in labels)
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "true")
+    assert axes.get_title() == "18 of 168 images misread"
+
+
+def test_confusion_without_a_mistake_is_white_and_of_many_classes_without_numbers(
+    figures,
+):
+    for n in (2, 30, 31):
+        utils.plot_confusion(np.eye(n, dtype=int), list(map(str, range(n))), "")
+    images = [figure.axes[0].images[0] for figure in figures]
+    assert [image.get_clim() for image in images] == [(0, 1)] * 3
+    assert [len(figure.axes[0].texts) for figure in figures] == [2, 30, 0]
+    sizes = [figure.get_size_inches() for figure in figures]
+    assert sizes[0][1] < sizes[1][1] <= 20 and sizes[0][0] > sizes[0][1]
+
+
+def drawn_images(figure):
+    """The images of a figure, by their titles."""
+    shown = [axes for axes in figure.axes if axes.images]
+    assert not any(axes.axison for axes in figure.axes)
+    assert not any(axes.title.get_parse_math() for axes in shown)
+    return {axes.get_title(): np.array(axes.images[0].get_array()) for axes in shown}
+
+
+def test_mistakes_have_titles_of_true_and_predicted(figures):
+    images = np.random.random((13, 8, 6, 1)) * 1.5 - 0.2
+    true, predicted = np.arange(13), np.arange(13)[::-1]
+    names = [f"$class{n}" for n in range(13)]
+    utils.plot_mistakes(images, true, predicted, names, "")
+    utils.plot_mistakes(images, true, predicted, names, "", most=3)
+    every, few = map(drawn_images, figures)
+    assert list(every)[:2] == ["$class0 as $class12", "$class1 as $class11"]
+    assert len(every) == 13 and list(few) == list(every)[:3]
+    for image, drawn in zip(images, every.values()):
+        np.testing.assert_array_equal(drawn, np.clip(image[..., 0], 0, 1))
+    assert len(figures[0].axes) == 20  # two lines of ten
+    heading = "13 of 13 misread images: true as predicted"
+    assert figures[0].get_suptitle() == heading
+    assert figures[1].get_suptitle() == heading.replace("13", "3", 1)
+    zeros = np.zeros(51, int)
+    utils.plot_mistakes(np.zeros((51, 4, 4, 1)), zeros, zeros, names, "")
+    assert figures[2].get_suptitle().startswith("50 of 51 misread")
+    assert all(axes.images for axes in figures[2].axes) and len(figures[2].axes) == 50
+
+
+def test_predictions_stand_above_their_reconstructions(figures):
+    images = np.random.random((12, 8, 6, 3))
+    reconstructions = np.random.random((12, 8, 6, 3)) * 1.5 - 0.2
+    titles = [f"$title{n}" for n in range(12)]
+    utils.plot_predictions(images, reconstructions, titles, "")
+    utils.plot_predictions(images, None, titles, "", most=2)
+    pairs, alone = map(drawn_images, figures)
+    assert list(pairs) == titles and list(alone) == titles[:2]
+    for n, drawn in enumerate(pairs.values()):
+        np.testing.assert_array_equal(drawn[:8], images[n])
+        np.testing.assert_array_equal(drawn[8:], np.clip(reconstructions[n], 0, 1))
+    np.testing.assert_array_equal(alone["$title1"], images[1])
+    headings = [figure.get_suptitle() for figure in figures]
+    assert headings == ["pictures, reconstructions below", "pictures"]
+    heights = [figure.get_size_inches()[1] for figure in figures]
+    assert heights[0] > 2 * heights[1]  # two lines of two
+    many = np.zeros((51, 4, 4, 1))
+    utils.plot_predictions(many, many, ["a"] * 51, "")
+    assert sum(bool(axes.images) for axes in figures[2].axes) == 50
+
+
+def test_the_strongest_effect_names_a_dimension(figures):
+    pairs = [np.random.random((3, 2, 8, 6, 1)) * 1.5 - 0.2 for _ in range(2)]
+    effects = np.zeros((2, 3, len(utils.STROKES)))
+    effects[0, :, 1] = 1.0, -2.0, 0.5
+    effects[0, 1, 3] = 1.5
+    effects[1, :, 4] = 0.4, -0.49, -0.5
+    utils.plot_dimensions(pairs, effects, ["$a", "b"], "")
+    grid = np.reshape(figures[0].axes, (2, 3))
+    titles = [[axes.get_title() for axes in row] for row in grid]
+    assert titles == [
+        ["slant +1.0", "slant -2.0", "slant +0.5"],
+        ["down +0.4", "down -0.5", "down -0.5"],
+    ]
+    colours = [[axes.title.get_color() for axes in row] for row in grid]
+    assert colours == [["C1", "C1", "C1"], ["0.7", "0.7", "C4"]]
+    for row, expected in zip(grid, pairs):
+        for axes, (low, high) in zip(row, np.clip(expected[..., 0], 0, 1)):
+            (image,) = axes.images
+            np.testing.assert_array_equal(image.get_array(), np.hstack([low, high]))
+            assert not len(axes.get_xticks()) and not len(axes.get_yticks())
+    below = [[axes.get_xlabel() for axes in row] for row in grid]
+    assert below == [[""] * 3, [f"dimension {n}" for n in range(3)]]
+    beside = [[axes.get_ylabel() for axes in row] for row in grid]
+    assert beside == [["$a", "", ""], ["b", "", ""]]
+    assert not grid[0, 0].yaxis.label.get_parse_math()
+    assert figures[0].get_suptitle().startswith("each dimension lowered and raised")
+
+
+def test_no_more_classes_are_drawn_than_fit(figures):
+    for n, most in ((1, {}), (30, {}), (31, {}), (3, {"most": 2})):
+        pairs, effects = np.zeros((n, 1, 2, 4, 4, 1)), np.zeros((n, 1, 6))
+        utils.plot_dimensions(pairs, effects, ["a"] * n, "", **most)
+    assert [len(figure.axes) for figure in figures] == [1, 30, 30, 2]
+    headings = [figure.get_suptitle().split(";")[0] for figure in figures]
+    assert headings[0] == headings[1] and headings[0].startswith("each dimension")
+    assert headings[2:] == ["30 of 31 classes", "2 of 3 classes"]
+
+
+@pytest.mark.parametrize("prompt", [True, False])
+@pytest.mark.parametrize("inline", [True, False])
+@pytest.mark.parametrize("backend", ["Agg", "qtagg"])
+def test_a_person_is_at_a_prompt_before_a_screen(monkeypatch, prompt, inline, backend):
+    monkeypatch.setattr(
+        utils, "sys", types.SimpleNamespace(**{"ps1": ">"} if prompt else {})
+    )
+    monkeypatch.setattr(matplotlib, "is_interactive", lambda: inline)
+    monkeypatch.setattr(utils.plt, "get_backend", lambda: backend)
+    assert utils._can_show() == ((prompt or inline) and backend != "Agg")
 
 
 def test_mistakes_are_drawn(tmp_path):
-    for n in (0, 1, 70):
+    for n in (0, 1, 11):
         images, zeros = np.random.random((n, 8, 8, 3)), np.zeros(n, int)
         path = tmp_path / f"mistakes-{n}.png"
         utils.plot_mistakes(images, zeros, zeros + 1, ["ape", "bee"], path)
         assert path.exists()
-    assert colours(tmp_path / "mistakes-70.png")[0][1] > 500
+    heights = [colours(tmp_path / f"mistakes-{n}.png")[0][1] for n in (1, 11)]
+    assert heights[1] > 1.5 * heights[0]  # two lines
 
 
 @pytest.mark.parametrize("channels, shown", [(2, 1), (3, 3), (5, 3)])
@@ -169,14 +371,48 @@ def test_strokes_are_measured_in_pixels():
     assert not any(measured(np.zeros((9, 9)))[name] for name in utils.STROKES)
 
 
+def test_strokes_of_many_images_are_those_of_each():
+    images = np.random.default_rng(0).random((2, 3, 9, 7, 2))
+    images[0, 1] = 1 - images[0, 1] ** 9  # on a light ground
+    images[1, 2] = 0
+    many = utils.measure_strokes(images)
+    assert many.shape == (2, 3, 6)
+    for index in np.ndindex(2, 3):
+        one = utils.measure_strokes(images[index])
+        np.testing.assert_allclose(many[index], one, atol=1e-12)
+
+
+@pytest.mark.parametrize("sides", [(0, 0), (-1, -1), (0, -1), (-1, 0)])
+def test_strokes_are_light_unless_most_of_the_border_is(sides):
+    image = np.zeros((9, 9, 1))
+    image[sides[0]] = image[:, sides[1]] = 0.6  # 20 of 36 pixels of the border
+    down, right = utils.measure_strokes(image)[4:]
+    rows, columns = np.indices((9, 9))
+    ink = 1 - image[..., 0]
+    assert down == pytest.approx((ink * rows).sum() / ink.sum())
+    assert right == pytest.approx((ink * columns).sum() / ink.sum())
+
+
+def test_less_than_a_tenth_of_the_ink_is_ground_and_the_edge_of_an_image_an_outline():
+    for faint, counts in ((0.09, False), (0.12, True)):
+        image = np.zeros((20, 10, 1))
+        image[:10, 4], image[15, 4] = 1, faint
+        assert (utils.measure_strokes(image)[4] > 4.5) == counts
+    bar = np.zeros((20, 10, 1))
+    bar[5:15, 3:6] = 1
+    expected = utils.measure_strokes(bar)[0]
+    for rows, columns in ((5, 0), (-5, 0), (0, 3), (0, -3), (0, 4)):
+        moved = np.roll(bar, (rows, columns), (0, 1))
+        assert utils.measure_strokes(moved)[0] == pytest.approx(expected)
+
+
 def test_dimensions_are_drawn_for_grey_and_colour(tmp_path):
-    for channels, classes in ((1, 2), (3, 31)):
+    for channels, classes in ((1, 2), (3, 3)):
         pairs = np.random.random((classes, 4, 2, 8, 8, channels))
         effects = np.random.normal(size=(classes, 4, len(utils.STROKES)))
         path = tmp_path / f"dimensions-{channels}.png"
         utils.plot_dimensions(pairs, effects, ["$a"] * classes, path)
         assert colours(path)[1] > 10
-    assert colours(path)[0][1] < 3000  # 30 of the 31
 
 
 def test_predictions_are_drawn_with_and_without_reconstructions(tmp_path):
