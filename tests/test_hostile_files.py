@@ -5,6 +5,7 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 import struct
 import subprocess
@@ -425,7 +426,7 @@ def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path, kind):
     else:
         os.symlink("/dev/zero", path)
     for read in (capsulenet.load_model, datasets.read_picture, datasets.load_npz):
-        with pytest.raises((ValueError, OSError)):
+        with pytest.raises((ValueError, OSError), match=re.escape(path)):
             read(path)
 
 
@@ -447,21 +448,52 @@ def npz_claiming(path, shape, dtype="|u1", content=b""):
 
 
 @pytest.mark.parametrize(
-    "claim",
+    "claim, message",
     [
-        {"shape": (10**12, 28, 28)},
-        {"shape": (3, 2**31, 2**31)},
-        {"shape": (-1, 28, 28)},
-        {"shape": (3, 28, 28), "dtype": "|O", "content": b"cos\nsystem\n(S'exit'\ntR."},
-        {"shape": (400_000, 28, 28), "content": bytes(400_000 * 784)},
+        ({"shape": (10**12, 28, 28)}, "Unable to allocate"),
+        ({"shape": (3, 2**31, 2**31)}, "negative dimensions"),
+        ({"shape": (-1, 28, 28)}, "negative dimensions"),
+        (
+            {
+                "shape": (3, 28, 28),
+                "dtype": "|O",
+                "content": b"cos\nsystem\n(S'a'\ntR.",
+            },
+            "allow_pickle=False",
+        ),
+        (
+            {"shape": (400_000, 28, 28), "content": bytes(400_000 * 784)},
+            "unpacks to 314 MB, a bomb",
+        ),
     ],
     ids=["huge", "overflow", "negative", "pickle", "bomb"],
 )
-def test_hostile_data_sets_are_refused(tmp_path, claim):
+def test_hostile_data_sets_are_refused(tmp_path, claim, message):
     path = tmp_path / "a.npz"
     npz_claiming(path, **claim)
-    with pytest.raises(ValueError, match=r"a\.npz: "):
+    with pytest.raises(ValueError, match=rf"a\.npz: not a data set: .*({message})"):
         datasets.load_npz(path)
+
+
+@pytest.mark.parametrize("missing", [1, 0])
+def test_a_data_set_may_unpack_to_so_much_or_to_20_times_itself(
+    tmp_path, monkeypatch, missing
+):
+    path = tmp_path / "a.npz"
+    x, y = np.zeros((20, 17, 17), "uint8"), np.arange(20) % 2
+    np.savez_compressed(path, x_train=x, y_train=y, x_test=x, y_test=y)
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(member.file_size for member in archive.infolist())
+    assert unpacked < 20 * os.path.getsize(path)
+    monkeypatch.setattr(datasets, "MOST_UNPACKED", 0)
+    assert len(datasets.load_npz(path).train[0]) == 20  # by its own size
+    monkeypatch.setattr(datasets.os.path, "getsize", lambda path: unpacked // 20 - 1)
+    monkeypatch.setattr(datasets, "MOST_UNPACKED", unpacked - missing)
+    if missing:
+        with pytest.raises(ValueError, match="a bomb"):
+            datasets.load_npz(path)
+    else:
+        assert len(datasets.load_npz(path).train[0]) == 20
 
 
 def test_what_is_no_picture_by_its_content_is_not_opened(tmp_path):
@@ -495,11 +527,28 @@ def png(width, height, rows):
     )
 
 
-@pytest.mark.parametrize("size", [(60_000, 60_000), (2**31 - 1, 2), (10_000, 10_000)])
-def test_pictures_that_would_fill_the_memory_are_refused(tmp_path, size):
+@pytest.mark.parametrize(
+    "size, message",
+    [
+        ((60_000, 60_000), "could be decompression bomb"),
+        ((2**31 - 1, 2), "could be decompression bomb"),
+        ((10_000, 10_000), r"\(10000 x 10000 pixels\)"),
+    ],
+)
+def test_pictures_that_would_fill_the_memory_are_refused(tmp_path, size, message):
     path = tmp_path / "a.png"
     path.write_bytes(png(*size, bytes(1000)))
-    with pytest.raises(ValueError, match="pixels|size"):
+    with pytest.raises(ValueError, match=message):
+        datasets.read_picture(path)
+
+
+def test_the_largest_picture_is_still_read(tmp_path, monkeypatch):
+    path = tmp_path / "a.png"
+    path.write_bytes(png(6, 5, bytes(35)))
+    monkeypatch.setattr(datasets, "LARGEST_PICTURE", 30)
+    assert datasets.read_picture(path).size == (6, 5)
+    monkeypatch.setattr(datasets, "LARGEST_PICTURE", 29)
+    with pytest.raises(ValueError, match=r"\(6 x 5 pixels\)"):
         datasets.read_picture(path)
 
 
