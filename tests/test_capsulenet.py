@@ -702,10 +702,12 @@ def test_keras_itself_reads_our_file(tmp_path):
     other.load_weights(tmp_path / "a.h5")
     assert_same_weights(other, model)
     with h5py.File(tmp_path / "a.h5") as file:  # what Keras 2 tells the layout by
-        said = {name: file.attrs[name] for name in ("keras_version", "backend")}
-        names = [name.decode() for name in file.attrs["layer_names"]]
-    assert said == {"keras_version": b"2.15.0", "backend": b"tensorflow"}
-    assert names == [layer.name for layer in model.layers if layer.weights]
+        said = {
+            name: np.asarray(value, str).tolist() for name, value in file.attrs.items()
+        }
+    assert (said["keras_version"], said["backend"]) == ("2.15.0", "tensorflow")
+    weighted = [layer.name for layer in model.layers if layer.weights]
+    assert said["layer_names"] == weighted
 
 
 def test_weights_of_another_shape_name_the_layer_and_both_shapes(tmp_path):

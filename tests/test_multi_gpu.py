@@ -341,6 +341,66 @@ def test_a_standstill_ends_the_process(monkeypatch):
     assert next(clock, None) is None
 
 
+@pytest.fixture
+def clock(monkeypatch):
+    """A list of the time alone, which passes where somebody sleeps."""
+    clock = [0.0]
+    monkeypatch.setattr(devices.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(
+        devices.time, "sleep", lambda seconds: clock.append(clock.pop() + seconds)
+    )
+    return clock
+
+
+def test_steps_are_timed_but_the_first_of_training_and_of_validation(clock):
+    progress = devices.Progress()
+    assert progress.where() == "in epoch 0 after step 0" and progress.since is None
+    seen = []
+    for time, call in (
+        (1, lambda: progress.on_epoch_begin(0)),
+        (100, lambda: progress.on_train_batch_end(0)),
+        (102, lambda: progress.on_train_batch_end(1)),
+        (103, progress.on_test_begin),
+        (300, lambda: progress.on_test_batch_end(0)),
+        (304, lambda: progress.on_test_batch_end(1)),
+        (305, lambda: progress.on_epoch_begin(1)),
+        (306, lambda: progress.on_train_batch_end(0)),
+        (307, progress.on_test_begin),
+        (308, progress.on_train_end),
+    ):
+        clock[0] = time
+        call()
+        seen.append((progress.since, progress.longest, progress.where()[3:]))
+    assert seen == [
+        (None, 0, "epoch 1 after step 0"),
+        (100, 0, "epoch 1 after step 1"),
+        (102, 2, "epoch 1 after step 2"),
+        (None, 2, "epoch 1 after step 2"),
+        (300, 2, "epoch 1 after step 2"),
+        (304, 4, "epoch 1 after step 2"),
+        (305, 4, "epoch 2 after step 0"),
+        (306, 4, "epoch 2 after step 1"),
+        (307, 4, "epoch 2 after step 1"),
+        (None, 4, "epoch 2 after step 1"),
+    ]
+
+
+@pytest.mark.parametrize("longest, ended", [(0.1, 6), (0.5, 6), (0.7, 8), (2, 21)])
+def test_the_limit_is_ten_times_the_longest_step_or_what_is_given(
+    clock, monkeypatch, longest, ended
+):
+    def end(message, code):
+        raise InterruptedError(message)
+
+    monkeypatch.setattr(devices, "end", end)
+    progress = devices.Progress(limit=5)
+    progress.longest, progress.since = longest, 0.0
+    limit = max(5, 10 * longest)
+    with pytest.raises(InterruptedError, match=f"no step in {limit:.0f} seconds"):
+        progress._watch()
+    assert clock == [ended]
+
+
 def test_nothing_is_expected_after_the_training():
     progress = devices.Progress(limit=5)
     progress.on_epoch_begin(0)
