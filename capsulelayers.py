@@ -77,7 +77,7 @@ def _devices(batch):
     """
     distribution = keras.distribution.distribution()
     devices = distribution.num_model_replicas if distribution else 1
-    return devices if batch is None or batch % devices == 0 else 1
+    return 1 if isinstance(batch, int) and batch % devices else devices
 
 
 def full_dtype(dtype=None):
@@ -100,6 +100,12 @@ def _full(x):
     return ops.cast(x, full_dtype(x.dtype))
 
 
+def _float(x):
+    """`x` as a tensor; integers become float32."""
+    x = ops.convert_to_tensor(x)
+    return x if keras.backend.is_float_dtype(x.dtype) else _full(x)
+
+
 def _total(terms):
     """The sum of tensors, without the zero that `sum` starts from."""
     return functools.reduce(ops.add, terms)
@@ -114,7 +120,7 @@ def _scaled(vectors, axis):
         what is computed from both does not depend on it.
     """
     vectors = _full(vectors)
-    largest = ops.max(ops.abs(vectors), axis=axis, keepdims=True)
+    largest = ops.max(ops.abs(vectors), axis=axis, keepdims=True, initial=0)
     scale = 1.0 + ops.stop_gradient(largest)
     return vectors / scale, scale
 
@@ -133,7 +139,7 @@ def squash(vectors, axis=-1):
     Returns:
         A tensor of the shape and the dtype of `vectors`.
     """
-    vectors = ops.convert_to_tensor(vectors)
+    vectors = _float(vectors)
     scaled, scale = _scaled(vectors, axis)
     squared = ops.sum(ops.square(scaled), axis=axis, keepdims=True)
     one = ops.square(1.0 / scale)
@@ -168,11 +174,15 @@ class Length(keras.layers.Layer):
 
     def call(self, inputs):
         """Return the Euclidean length over the last axis of `inputs`."""
+        inputs = _float(inputs)
         scaled, scale = _scaled(inputs, -1)
         squared = ops.sum(ops.square(scaled), axis=-1)
         scale = ops.squeeze(scale, -1)
         lengths = scale * ops.sqrt(squared + EPSILON * ops.square(1.0 / scale))
         return ops.cast(lengths, inputs.dtype)
+
+    def compute_mask(self, inputs, mask=None):
+        """Return None: a loss would take a mask for one of its examples."""
 
     def compute_output_shape(self, input_shape):
         """Return `input_shape` without its last axis."""
@@ -366,7 +376,10 @@ def _products_are_rounded():
     if keras.backend.backend() == "torch":
         import torch
 
-        return torch.get_float32_matmul_precision() != "highest"
+        try:
+            return torch.get_float32_matmul_precision() != "highest"
+        except RuntimeError:  # set by PyTorch's newer names, of which it tells nothing
+            return True
     return False
 
 
@@ -901,9 +914,10 @@ class CapsuleLayer(keras.layers.Layer):
 
     def call(self, inputs, mask=None):
         """Route `inputs`, `(batch, I, D)`, to `(batch, num_capsule, dim_capsule)`."""
-        u, W = inputs, ops.cast(self.W, inputs.dtype)
+        u, W = (ops.cast(x, self.compute_dtype) for x in (inputs, self.W))
         if mask is not None:  # a capsule of zeros changes no sum
-            u = u * ops.expand_dims(ops.cast(mask, u.dtype), -1)
+            mask = ops.expand_dims(ops.cast(mask, "bool"), -1)
+            u = ops.where(mask, u, ops.zeros_like(u))
         devices = _devices(u.shape[0])
         if devices == 1:
             return self._route((u, W))
@@ -936,7 +950,8 @@ class CapsuleLayer(keras.layers.Layer):
     def _blocks(self, u, W):
         """Cut the input capsules into N blocks of i: `(N, D, B, i)`, `(N, D, J, O, i)`."""
         J, I, O, D = W.shape
-        numbers = J * (u.shape[0] or _TYPICAL_BATCH) * (1 if D <= _MOST_PARTS else D)
+        batch = u.shape[0] if isinstance(u.shape[0], int) else _TYPICAL_BATCH
+        numbers = J * max(1, batch) * (1 if D <= _MOST_PARTS else D)
         size = max(1, ROUTING_BLOCK_BYTES // (4 * numbers))
         n = -(-I // size)
         size = -(-I // n)

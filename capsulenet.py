@@ -336,6 +336,7 @@ def train(model, data, args, signals=False):
     """
     args = _with_defaults(args)
     check_options(args)
+    _check_what_is_kept(model, args)
     if args.deterministic:
         devices.make_deterministic()
     host, hosts = devices.host()
@@ -436,6 +437,26 @@ def _fit(model, data, args, watching):
         error.add_note(_DEFECT)
         raise
     return end
+
+
+def _check_what_is_kept(model, args):
+    """Raise a `ValueError` where a trained model could not be written or read again."""
+    if any(
+        keras.backend.standardize_dtype(w.dtype) == "bfloat16" for w in model.weights
+    ):
+        raise ValueError(
+            "weights of bfloat16 are too coarse to train, and HDF5 has no such numbers: "
+            "keras.config.set_dtype_policy('mixed_bfloat16') keeps them in float32"
+        )
+    if args.class_names is None:
+        return
+    names = args.class_names = list(args.class_names)
+    outputs = model.outputs[0].shape[-1]
+    if len(names) != outputs or not all(map(datasets.is_class_name, names)):
+        raise ValueError(
+            f"class_names {repr(names)[:100]}: must be {outputs} strings of at most 255 "
+            "printable characters"
+        )
 
 
 _DEFECT = "The training failed."
@@ -1399,7 +1420,11 @@ _OTHER_OPTIONS = {
 def _with_defaults(args):
     """Return `args` with the default for every option it lacks."""
     defaults = {**_OTHER_OPTIONS, **vars(build_parser().parse_args([]))}
-    return argparse.Namespace(**{**defaults, **vars(args)})
+    args = argparse.Namespace(**{**defaults, **vars(args)})
+    for name in ("save_dir", "weights"):  # which may be a pathlib.Path
+        if getattr(args, name) is not None:
+            setattr(args, name, os.fspath(getattr(args, name)))
+    return args
 
 
 def check_options(args, n_class=None):
@@ -1540,6 +1565,8 @@ def set_allocator():
 def main(argv=None):
     """Run the command line with the arguments `argv`, by default the program's own."""
     args = build_parser().parse_args(argv)
+    if hasattr(sys.stdout, "reconfigure"):  # names may have what the terminal lacks
+        sys.stdout.reconfigure(errors="backslashreplace")
     set_allocator()
     run(args)
 

@@ -229,11 +229,14 @@ def set_aside(save_dir):
         os.replace(os.path.join(save_dir, name), os.path.join(folder, name))
     print(f"What another run left in {save_dir} is now in {folder}: {', '.join(names)}")
     if _found(folder):
-        print(f"--resume --save_dir {folder} goes on with it")
+        print(f"--resume --save_dir {folder}, with that run's options, goes on with it")
     tracked = _tracked_by_git(save_dir, names)
     if tracked:
         command = shlex.join(["git", "-C", save_dir, "restore", "--", *tracked])
-        print(f"To have git's copies in place of what this run writes:\n{command}")
+        print(
+            "git has copies of some of them. This brings those back, and what this run "
+            f"writes under their names is lost then:\n{command}"
+        )
 
 
 _OF_A_RUN = re.compile(

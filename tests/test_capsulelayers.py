@@ -222,6 +222,44 @@ def test_masked_capsules_send_nothing():
     )
 
 
+def test_what_a_masked_capsule_holds_does_not_matter():
+    u, W = array(2, 9, 4), array(3, 9, 5, 4)
+    layer, mask = capsule_layer(W), np.arange(18).reshape(2, 9) % 3 > 0
+    expected = ops.convert_to_numpy(layer(u, mask=mask))
+    result = layer(np.where(mask[..., None], u, np.nan), mask=mask)
+    np.testing.assert_allclose(ops.convert_to_numpy(result), expected, atol=1e-6)
+
+
+def test_a_loss_of_lengths_gets_no_mask_of_capsules():
+    x = keras.layers.Masking()(keras.Input((3, 4)))
+    assert getattr(Length()(Squash()(x)), "_keras_mask", None) is None
+
+
+def test_integers_are_taken_as_floats():
+    u, W = np.arange(18).reshape(2, 3, 3) % 4, array(2, 3, 5, 3, scale=0.2)
+    for layer in (capsule_layer(W), Squash(), Length()):
+        expected = ops.convert_to_numpy(layer(u.astype("float32")))
+        assert abs(expected).max() > 0.1
+        result = ops.convert_to_numpy(layer(u))
+        np.testing.assert_allclose(result, expected, atol=1e-6)
+
+
+def test_an_empty_batch_gives_an_empty_one():
+    v = capsule_layer(array(3, 9, 5, 4))(squash(np.zeros((0, 9, 4), "float32")))
+    assert tuple(v.shape) == (0, 3, 5)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="of PyTorch")
+def test_pytorch_s_newer_names_for_precision_are_taken(monkeypatch):
+    def refuse():
+        raise RuntimeError("mix of the legacy and new APIs")
+
+    monkeypatch.setattr("torch.get_float32_matmul_precision", refuse)
+    layer = SpectralConv2D(64, 9, strides=2)
+    layer.build((None, 20, 20, 64))
+    assert layer.form == "direct"
+
+
 def test_the_weight_may_be_regularized_and_constrained():
     layer = CapsuleLayer(
         3, 5, kernel_regularizer=keras.regularizers.L2(0.5), kernel_constraint="non_neg"
@@ -229,7 +267,8 @@ def test_the_weight_may_be_regularized_and_constrained():
     layer = CapsuleLayer.from_config(layer.get_config())
     layer.build((None, 9, 4))
     W = layer.get_weights()[0]
-    assert float(layer.losses[0]) == pytest.approx(0.5 * (W**2).sum(), rel=1e-5)
+    loss = ops.convert_to_numpy(layer.losses[0])
+    assert loss == pytest.approx(0.5 * (W**2).sum(), rel=1e-5)
     constrained = ops.convert_to_numpy(layer.W.constraint(layer.W.value))
     np.testing.assert_array_equal(constrained, np.maximum(W, 0))
 

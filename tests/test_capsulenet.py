@@ -409,7 +409,8 @@ def test_averaged_weights_are_validated_kept_and_what_a_run_ends_with(
     log = read_log(tmp_path)
     for row, average in zip(log, averages, strict=True):
         model.set_weights(average)
-        loss = float(margin_loss(y, model.predict([x, y], verbose=0)[0]))
+        loss = MarginLoss()(y, model.predict([x, y], verbose=0)[0])
+        loss = ops.convert_to_numpy(loss)
         assert row["val_capsnet_loss"] == pytest.approx(loss, rel=1e-4)
     best = np.argmax([row["val_capsnet_accuracy"] for row in log])
     expected = {
@@ -518,6 +519,33 @@ def test_options_that_can_not_be_are_refused(tmp_path, option, value, message):
     with pytest.raises(ValueError, match=message):
         train(small_capsnet()[0], small_data(), args)
     assert not os.path.exists(tmp_path / "new")
+
+
+@pytest.mark.parametrize(
+    "names", [["a"], [0, 1, 2], ["a", "b", "\x1b[2J"]], ids=["few", "numbers", "codes"]
+)
+def test_class_names_that_no_file_may_have_are_refused(tmp_path, names):
+    with pytest.raises(ValueError, match="class_names .* must be 3 strings"):
+        train(classifier(), small_data(), options(tmp_path / "new", class_names=names))
+    assert not (tmp_path / "new").exists()
+
+
+def test_weights_of_half_precision_are_refused_before_they_are_trained(tmp_path):
+    keras.config.set_dtype_policy("bfloat16")
+    try:
+        model = small_capsnet()[0]
+    finally:
+        keras.config.set_dtype_policy("float32")
+    with pytest.raises(ValueError, match="mixed_bfloat16"):
+        train(model, small_data(), options(tmp_path / "new"))
+
+
+def test_paths_may_be_those_of_pathlib(tmp_path):
+    save_weights(classifier(), str(tmp_path / "a.h5"))
+    args = options(tmp_path, seed=0, weights=tmp_path / "a.h5")
+    args.save_dir = tmp_path / "run"
+    train(classifier(), small_data(), args)
+    assert checkpoints.last_checkpoint(args.save_dir)["epochs"] == 1
 
 
 def test_a_save_directory_that_can_not_be_is_refused(tmp_path):
