@@ -120,8 +120,8 @@ def _scaled(vectors, axis):
         what is computed from both does not depend on it.
     """
     vectors = _full(vectors)
-    largest = ops.max(ops.abs(vectors), axis=axis, keepdims=True, initial=0)
-    scale = 1.0 + ops.stop_gradient(largest)
+    sizes = ops.abs(ops.stop_gradient(vectors))
+    scale = 1.0 + ops.max(sizes, axis=axis, keepdims=True, initial=0)
     return vectors / scale, scale
 
 
