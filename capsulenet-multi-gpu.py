@@ -14,15 +14,12 @@ import contextlib
 import os
 import sys
 
-import keras
-
-import capsulenet
-import devices
+from capsnet import command_line
 
 
 def build_parser():
     """Return the parser: the flags of `capsulenet.py`, and some more."""
-    parser = capsulenet.build_parser()
+    parser = command_line.build_parser()
     parser.description = (
         "CapsNet on several devices or hosts. --batch_size is that of all devices "
         "together, and must divide by their number."
@@ -40,6 +37,16 @@ def build_parser():
     add("--num_hosts", type=int, help="number of hosts; JAX asks Slurm where absent")
     add("--host_id", type=int, help="number of this host, from 0")
     return parser
+
+
+if __name__ == "__main__":
+    command_line.before_keras(build_parser().parse_args)
+
+import keras
+
+import capsulenet
+from capsnet.errors import HostLost
+from capsnet.training import devices
 
 
 def start(args):
@@ -106,7 +113,7 @@ def main(argv=None):
     if keras.backend.backend() == "jax":  # with others it would start the devices
         capsulenet.set_allocator()
     if args.testing or args.predict:  # one device is enough
-        capsulenet.run(args)
+        capsulenet.run(args, build_parser())
         return
     with capsulenet.one_line_errors():
         start(args)
@@ -116,8 +123,8 @@ def main(argv=None):
         try:
             with speak, devices.data_parallel(args.gpus, args.device):
                 print(f"{hosts} hosts with {args.gpus} devices ({args.device}) each")
-                capsulenet.run(args)
-        except devices.HostLost as error:
+                capsulenet.run(args, build_parser())
+        except HostLost as error:
             devices.end(error, 1)
         except SystemExit as stop:  # of bad input, which was said
             if hosts > 1:

@@ -15,6 +15,8 @@ import contextlib
 import math
 import os
 
+from capsnet.command_line import Parser, before_keras
+
 
 def _yes_or_no(text):
     """Turn yes/no, true/false or 1/0 into a bool."""
@@ -25,21 +27,10 @@ def _yes_or_no(text):
     return known[text.lower()]
 
 
-class _Parser(argparse.ArgumentParser):
-    """Reports errors in one line."""
-
-    def error(self, message):
-        from utils import printable  # here, since it takes a second
-
-        self.exit(2, f"{self.prog}: error: {printable(message)}\n")
-
-
 def build_parser():
     """Return the command line's parser."""
-    parser = _Parser(
-        description="CapsNet with the flags of the PyTorch CapsNet.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
+    parser = Parser(
+        description="CapsNet with the flags of the PyTorch CapsNet.", dashes=True
     )
     add = parser.add_argument
     add("--epochs", default=10, type=int, help="epochs to train")
@@ -93,25 +84,38 @@ def build_parser():
     return parser
 
 
-def primary_channels(args, kernel_size=9, strides=2):
+if __name__ == "__main__":
+    before_keras(build_parser().parse_args)
+    if build_parser().parse_args().no_cuda:
+        os.environ |= {"CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}
+
+import keras
+
+import capsulenet
+from capsnet import data as datasets
+from capsnet.architecture import KERNEL_SIZE, primary_positions
+from capsnet.command_line import settings
+from capsnet.numerics import on_cpu
+from capsnet.options import complete
+from capsnet.training import devices
+
+
+def primary_channels(args):
     """Return the capsules at each position that make `--primary-unit-size` in all.
 
     Args:
         args: namespace of the command line.
-        kernel_size: int. Side of both convolutions' kernels. Defaults to 9.
-        strides: int. Stride of the second. Defaults to 2.
 
     Raises:
         ValueError: if the image size can't give that number of capsules.
     """
-    sides = (args.input_height, args.input_width)
-    places = [(side - 2 * (kernel_size - 1) - 1) // strides + 1 for side in sides]
-    if min(places) < 1:
+    positions = primary_positions(args.input_height, args.input_width)
+    if not positions:
+        least = 2 * KERNEL_SIZE - 1
         raise ValueError(
             f"--input-width {args.input_width} --input-height {args.input_height}: at "
-            f"least {2 * kernel_size - 1} x {2 * kernel_size - 1} pixels are needed"
+            f"least {least} x {least} pixels are needed"
         )
-    positions = places[0] * places[1]
     if args.primary_unit_size < 1 or args.primary_unit_size % positions:
         values = ", ".join(str(positions * n) for n in (1, 2, 3))
         raise ValueError(
@@ -124,11 +128,6 @@ def primary_channels(args, kernel_size=9, strides=2):
 
 def over_all_devices():
     """Say what is computed on, and return the context to build and train a model in."""
-    import keras
-
-    import devices
-    from capsulelayers import on_cpu
-
     if on_cpu():
         print("On the CPU: no GPU is visible")
         return contextlib.nullcontext()
@@ -143,9 +142,7 @@ _NOT_OF_THE_RUN = ("save_dir", "resume", "log_interval", "threads", "no_cuda")
 
 def training_options(args):
     """Return the options of `capsulenet.train` that say the same."""
-    import capsulenet
-
-    options = capsulenet.build_parser().parse_args([])
+    options = complete(argparse.Namespace())
     pixels = args.input_width * args.input_height * args.num_conv_in_channel
     vars(options).update(
         epochs=args.epochs,
@@ -184,9 +181,6 @@ def prepare(args):
         OSError: if a file can't be read or written.
         ValueError: if a flag has a value that it can't have.
     """
-    import capsulenet
-    import datasets
-
     for name in (
         *("test_batch_size", "threads", "num_conv_out_channel", "num_primary_unit"),
         *("num_classes", "output_unit_size", "num_routing", "batch_size", "epochs"),
@@ -224,8 +218,6 @@ def prepare(args):
 
 def build(args, input_shape):
     """Build the models that train and evaluate, from the flags."""
-    import capsulenet
-
     return capsulenet.CapsNet(
         input_shape,
         args.num_classes,
@@ -241,19 +233,12 @@ def build(args, input_shape):
 def main(argv=None):
     """Run the command line with the arguments `argv`, by default the program's own."""
     args = build_parser().parse_args(argv)
-    if args.no_cuda:  # before Keras is imported
-        os.environ |= {"CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}
-    import keras
-
-    import capsulenet
-    import devices
-
     if args.deterministic:
         devices.make_deterministic()
     capsulenet.set_allocator()
     with capsulenet.one_line_errors():
         data, options = prepare(args)
-        print(args)
+        print(settings(args, build_parser()))
         shape = data.train[0].shape[1:]
         keras.utils.set_random_seed(args.seed)
         with over_all_devices():

@@ -25,15 +25,14 @@ import os
 import platform
 import statistics
 
-import filelock
-import keras
-import numpy as np
-from keras import layers
-
-import capsulenet
-import checkpoints
-import datasets
-import devices
+from capsnet.command_line import (
+    Parser,
+    as_flags,
+    before_keras,
+    build_parser,
+    one_line_errors,
+)
+from capsnet.options import DEFAULTS, OPTIONS, PICTURES, TESTING
 
 Variant = collections.namedtuple(
     "Variant", "title routings lam_recon reconstruction keras paper"
@@ -74,12 +73,96 @@ RECIPES = {
 
 NOT_PASSED_ON = (
     *("lam_recon", "routings", "seed", "save_dir", "resume"),  # set here
-    *("testing", "digit", "predict", "json", "no_invert"),  # no training's
+    *(o.name for o in OPTIONS if o.group in (TESTING, PICTURES)),  # no training's
 )
-"""Flags of `capsulenet.py` that runs do not take."""
+"""Options of `capsulenet.py` that runs do not take."""
 
 HELD_OUT = 5000
 """Training images that `--held_out` tests on instead of the test images."""
+
+
+def data_name(dataset):
+    """Return the name of a data set that a file or a folder is of."""
+    return os.path.splitext(os.path.basename(os.path.normpath(dataset)))[0]
+
+
+def given_flags(flags):
+    """Return the flags of `capsulenet.py` that differ from its defaults, as a dict.
+
+    Raises:
+        ValueError: if there is one that runs do not take.
+    """
+    parser = build_parser()
+    for action in parser._actions:
+        action.default = argparse.SUPPRESS
+    given = vars(parser.parse_args(flags))
+    for name in NOT_PASSED_ON:
+        if name in given:
+            raise ValueError(f"--{name}: reproduce.py has no use for it")
+    return {k: given[k] for k in sorted(given) if given[k] != DEFAULTS[k]}
+
+
+def parse(argv=None):
+    """Return the command line's options.
+
+    Raises:
+        ValueError: if a flag has a value that it can't have.
+    """
+    parser = Parser(
+        description=__doc__.splitlines()[0],
+        epilog="Any other flag is passed on to every run: see capsulenet.py --help.",
+    )
+    add = parser.add_argument
+    add("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS, help="rows")
+    add("--trials", default=3, type=int, help="runs a row, of seeds 0, 1, ...")
+    add("--epochs", default=50, type=int, help="epochs a run")
+    add("--recipe", default="default", choices=RECIPES, help="set of flags")
+    add("--pause_after", default=0, type=int, help="epochs before a pause; 0 for none")
+    add("--dataset", default="mnist", help="as in capsulenet.py")
+    add(
+        "--held_out",
+        action="store_true",
+        help=f"train on the training images but {HELD_OUT}, and test on those",
+    )
+    add(
+        "--images",
+        default=0,
+        type=int,
+        help="use so many training images, for a quick comparison; 0 for all",
+    )
+    add("--runs", default="runs", help="directory for the runs")
+    add(
+        "--csv",
+        help="the finished runs; default: <dataset>.csv in result/, "
+        "<dataset>_held_out.csv with --held_out",
+    )
+    add("--table", action="store_true", help="print the tables of --csv and stop")
+    args, flags = parser.parse_known_args(argv)
+    args.given = given_flags([*RECIPES[args.recipe], *flags])
+    for name, least in (("trials", 1), ("images", 0)):
+        if getattr(args, name) < least:
+            raise ValueError(
+                f"--{name} {getattr(args, name)}: must be at least {least}"
+            )
+    name = data_name(args.dataset) + "_held_out" * args.held_out
+    args.csv = args.csv or os.path.join("result", f"{name}.csv")
+    return args
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        before_keras(parse)
+
+import filelock
+import keras
+import numpy as np
+from keras import layers
+
+import capsulenet
+from capsnet import data as datasets
+from capsnet import weights
+from capsnet.files import write_text
+from capsnet.training import devices
 
 
 def baseline_cnn(input_shape, n_class, conv="auto"):
@@ -137,9 +220,8 @@ def run_options(args, variant, seed):
     parts += ["held_out"] * args.held_out + [f"of{args.images}"] * (args.images > 0)
     parts += [data_name(args.dataset)] * (args.dataset != "mnist")
     name = "-".join(str(part).replace(os.sep, "_") for part in parts)
-    options = vars(capsulenet.build_parser().parse_args([]))
     return argparse.Namespace(
-        **options
+        **DEFAULTS
         | args.given
         | {
             "dataset": args.dataset,
@@ -152,39 +234,6 @@ def run_options(args, variant, seed):
             "seed": seed,
         }
     )
-
-
-def data_name(dataset):
-    """Return the name of a data set that a file or a folder is of."""
-    return os.path.splitext(os.path.basename(os.path.normpath(dataset)))[0]
-
-
-def given_flags(flags):
-    """Return the flags of `capsulenet.py` that differ from its defaults, as a dict.
-
-    Raises:
-        ValueError: if there is one that runs do not take.
-    """
-    parser = capsulenet.build_parser()
-    defaults = vars(parser.parse_args([]))
-    for action in parser._actions:
-        action.default = argparse.SUPPRESS
-    given = vars(parser.parse_args(flags))
-    for name in NOT_PASSED_ON:
-        if name in given:
-            raise ValueError(f"--{name}: reproduce.py has no use for it")
-    return {k: given[k] for k in sorted(given) if given[k] != defaults[k]}
-
-
-def as_flags(given):
-    """Return what `given_flags` returned as the text of a command line."""
-    flags = {a.dest: a for a in capsulenet.build_parser()._actions}
-    words = []
-    for name, value in given.items():
-        words.append(flags[name].option_strings[-1])
-        if flags[name].nargs != 0:  # one that takes a value
-            words.append("x".join(map(str, value)) if name == "image_size" else value)
-    return " ".join(map(str, words))
 
 
 def key(args, variant, seed):
@@ -235,7 +284,7 @@ def run(args, variant, seed, data):
     )
     train_model, eval_model = build(variant, options, data)
     if options.weights is not None:
-        checkpoints.load_weights(train_model, options.weights)
+        weights.load_weights(train_model, options.weights)
     about = {"device": device(), "versions": versions()}
     seen = tuple(array[:HELD_OUT] for array in data.train)
     capsulenet.train(train_model, (data.train, seen), options, signals=True)
@@ -315,7 +364,7 @@ def add_rows(path, new):
         )
         writer.writeheader()
         writer.writerows(rows)
-        checkpoints.write_text(path, text.getvalue())
+        write_text(path, text.getvalue())
 
 
 def is_finished(run, rows):
@@ -374,55 +423,6 @@ def cell(errors):
     return f"{statistics.mean(errors):.2f}{spread}, {len(errors)} {trials}"
 
 
-def parse(argv=None):
-    """Return the command line's options.
-
-    Raises:
-        ValueError: if a flag has a value that it can't have.
-    """
-    parser = capsulenet.Parser(
-        description=__doc__.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        epilog="Any other flag is passed on to every run: see capsulenet.py --help.",
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS, help="rows")
-    add("--trials", default=3, type=int, help="runs a row, of seeds 0, 1, ...")
-    add("--epochs", default=50, type=int, help="epochs a run")
-    add("--recipe", default="default", choices=RECIPES, help="set of flags")
-    add("--pause_after", default=0, type=int, help="epochs before a pause; 0 for none")
-    add("--dataset", default="mnist", help="as in capsulenet.py")
-    add(
-        "--held_out",
-        action="store_true",
-        help=f"train on the training images but {HELD_OUT}, and test on those",
-    )
-    add(
-        "--images",
-        default=0,
-        type=int,
-        help="use so many training images, for a quick comparison; 0 for all",
-    )
-    add("--runs", default="runs", help="directory for the runs")
-    add(
-        "--csv",
-        help="the finished runs; default: <dataset>.csv in result/, "
-        "<dataset>_held_out.csv with --held_out",
-    )
-    add("--table", action="store_true", help="print the tables of --csv and stop")
-    args, flags = parser.parse_known_args(argv)
-    args.given = given_flags([*RECIPES[args.recipe], *flags])
-    for name, least in (("trials", 1), ("images", 0)):
-        if getattr(args, name) < least:
-            raise ValueError(
-                f"--{name} {getattr(args, name)}: must be at least {least}"
-            )
-    name = data_name(args.dataset) + "_held_out" * args.held_out
-    args.csv = args.csv or os.path.join("result", f"{name}.csv")
-    return args
-
-
 def run_all(args):
     """Train and test what the table lacks; returns after a pause."""
     data = load(args)
@@ -441,7 +441,7 @@ def run_all(args):
 
 def main(argv=None):
     """Run the command line with the arguments `argv`, by default the program's own."""
-    with capsulenet.one_line_errors():
+    with one_line_errors():
         args = parse(argv)
         if args.table:
             print(table(finished_runs(args.csv)))

@@ -20,7 +20,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import step
 
 import capsulenet
-import datasets
+from capsnet import data as datasets
 
 ROUNDS, CALLS = 7, 5
 """Turns of each contestant, and calls a turn with 100 images."""

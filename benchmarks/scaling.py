@@ -39,8 +39,8 @@ def work(number, hosts, port, batch, steps):
     import keras
 
     import capsulenet
-    import datasets
-    import devices
+    from capsnet import data as datasets
+    from capsnet.training import devices
 
     capsulenet.set_allocator()
     devices.use_cpu(1)

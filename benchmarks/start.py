@@ -30,7 +30,7 @@ def accuracies(seed, steps, sigma):
     import keras
 
     import capsulenet
-    import datasets
+    from capsnet import data as datasets
 
     (x, y), _ = datasets.load_mnist()
     args = capsulenet.build_parser().parse_args([])

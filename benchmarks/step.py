@@ -238,7 +238,7 @@ def work(name, batch_size):
     import keras
 
     import capsulenet
-    import datasets
+    from capsnet import data as datasets
 
     if name != TEXTBOOK:
         capsulenet.set_allocator()

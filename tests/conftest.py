@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 
 import capsulenet
+from capsnet.training import fit
 
 
 @pytest.fixture(autouse=True)
@@ -117,10 +118,8 @@ def with_callback(monkeypatch):
     """A function that puts a callback before those of every training."""
 
     def put(callback):
-        used = capsulenet._callbacks
-        monkeypatch.setattr(
-            capsulenet, "_callbacks", lambda *args: [callback, *used(*args)]
-        )
+        used = fit.callbacks_of
+        monkeypatch.setattr(fit, "callbacks_of", lambda *args: [callback, *used(*args)])
         return callback
 
     return put

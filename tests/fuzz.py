@@ -46,21 +46,21 @@ def mutate(content, draw):
 
 
 def read_weights(path):
-    """Read as `weights_reader` does; whatever it raises is refused by its `main`."""
-    import weights_reader
+    """Read as `capsnet.weights.reader` does; whatever it raises is refused by its `main`."""
+    from capsnet.weights import reader
 
     try:
-        about, weights = weights_reader.read(path)
+        about, weights = reader.read(path)
     except Exception as error:
         raise ValueError(str(error)) from error
-    return weights_reader.checksum(str(sorted(about)), weights)
+    return reader.checksum(str(sorted(about)), weights)
 
 
 def read_npz(path):
     """Read a data set."""
     import numpy as np
 
-    import datasets
+    from capsnet import data as datasets
 
     data = datasets.load_npz(path)
     assert all(np.isfinite(x).all() and x.ndim == 4 for x, _ in data[:2])
@@ -69,7 +69,7 @@ def read_npz(path):
 
 def read_png(path):
     """Read a picture."""
-    import datasets
+    from capsnet import data as datasets
 
     picture = datasets.read_picture(path)
     assert datasets.fit_picture(picture, (28, 28, 1), True).shape == (28, 28, 1)

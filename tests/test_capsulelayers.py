@@ -1,4 +1,5 @@
 import os
+import re
 import shutil
 import warnings
 
@@ -15,6 +16,7 @@ from conftest import (
 from keras import ops
 
 import capsulelayers
+from capsnet import routing, spectral
 from capsulelayers import (
     CapsuleLayer,
     Length,
@@ -144,7 +146,7 @@ def test_mask_multiplies_by_labels_that_are_not_one_hot(dtype):
 def test_routing_gives_the_recorded_outputs_and_gradients(
     recorded, routings, block_bytes, monkeypatch
 ):
-    monkeypatch.setattr(capsulelayers, "ROUTING_BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(routing, "ROUTING_BLOCK_BYTES", block_bytes)
     layer = capsule_layer(recorded["caps_W"], routings=routings)
     output, gradients = output_and_gradients(layer, recorded["caps_in"], sum_of_squares)
     np.testing.assert_allclose(output, recorded[f"caps_out_r{routings}"], atol=1e-5)
@@ -159,7 +161,7 @@ def test_routing_in_blocks_trains_as_without(monkeypatch, routing_gradient):
     W = array(3, 10, 5, 4, scale=0.3)
     trained = []
     for block_bytes in (2**26, 300):  # one block, and four with two capsules to spare
-        monkeypatch.setattr(capsulelayers, "ROUTING_BLOCK_BYTES", block_bytes)
+        monkeypatch.setattr(routing, "ROUTING_BLOCK_BYTES", block_bytes)
         layer = CapsuleLayer(3, 5, routing_gradient=routing_gradient)
         model = keras.Sequential([keras.Input((10, 4)), layer])
         layer.set_weights([W])
@@ -329,7 +331,7 @@ def test_unknown_batch_size_in_the_graph():
 def test_second_derivatives_are_those_of_float64(
     routing_gradient, block_bytes, monkeypatch
 ):
-    monkeypatch.setattr(capsulelayers, "ROUTING_BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(routing, "ROUTING_BLOCK_BYTES", block_bytes)
     u, W = array(2, 9, 2), array(3, 9, 5, 2)
     z, step_u, step_W = array(*u.shape), array(*u.shape), array(*W.shape)
     layer = capsule_layer(W, routing_gradient=routing_gradient)
@@ -380,7 +382,7 @@ def test_without_routing_gradient_the_coefficients_are_constants():
 
 @pytest.mark.parametrize("block_bytes", [2**26, 4000], ids=["whole", "blocks"])
 def test_capsules_of_many_dimensions_are_routed_by_the_book(block_bytes, monkeypatch):
-    monkeypatch.setattr(capsulelayers, "ROUTING_BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(routing, "ROUTING_BLOCK_BYTES", block_bytes)
     u, W = array(2, 7, 40), array(3, 7, 5, 40, scale=0.2)
     direction = array(2, 3, 5)
 
@@ -420,7 +422,7 @@ def test_the_graph_does_not_grow_with_the_dimension_of_the_input_capsules():
 def test_no_array_is_as_large_as_the_prediction_vectors(monkeypatch):
     import tensorflow as tf
 
-    monkeypatch.setattr(capsulelayers, "ROUTING_BLOCK_BYTES", 2**26)  # one block
+    monkeypatch.setattr(routing, "ROUTING_BLOCK_BYTES", 2**26)  # one block
 
     B, J, I, O, D = 200, 20, 300, 16, 8
     layer = capsule_layer(array(J, I, O, D))
@@ -566,7 +568,7 @@ def test_the_products_of_the_spectral_form_have_all_bits():
 
 
 def test_where_products_are_rounded_the_spectral_form_is_not_taken(monkeypatch):
-    monkeypatch.setattr(capsulelayers, "_products_are_rounded", lambda: True)
+    monkeypatch.setattr(spectral, "_products_are_rounded", lambda: True)
     layer = SpectralConv2D(64, 9, strides=2)
     layer.build((None, 20, 20, 64))
     assert layer.form == "direct"
@@ -575,11 +577,11 @@ def test_where_products_are_rounded_the_spectral_form_is_not_taken(monkeypatch):
 
 
 def test_sums_of_the_softmax_are_no_products_on_an_accelerator(monkeypatch):
-    monkeypatch.setattr(capsulelayers, "on_cpu", lambda: False)
+    monkeypatch.setattr(routing, "on_cpu", lambda: False)
     x = array(6, 4, 5)
     expected = np.exp(x) / np.exp(x).sum(0)
-    monkeypatch.setattr(capsulelayers.ops, "ones", None)  # for the product with ones
-    result = capsulelayers._softmax_over_first(ops.convert_to_tensor(x))
+    monkeypatch.setattr(routing.ops, "ones", None)  # for the product with ones
+    result = routing._softmax_over_first(ops.convert_to_tensor(x))
     result = ops.convert_to_numpy(result)
     np.testing.assert_allclose(result, expected, rtol=1e-5)
 
@@ -681,8 +683,12 @@ def test_layers_tell_their_output_shapes():
     assert CapsuleLayer(5, 6).compute_output_shape((None, 9, 4)) == (None, 5, 6)
 
 
-def test_the_file_works_when_copied_alone(tmp_path):
-    shutil.copy(os.path.join(ROOT, "capsulelayers.py"), tmp_path)
+def test_the_files_that_the_docs_name_work_when_copied(tmp_path):
+    with open(os.path.join(ROOT, "docs", "layers.md")) as file:
+        command = re.search(r"^cp (.*) YOUR_PROJECT$", file.read(), re.MULTILINE)
+    for name in command[1].removeprefix("--parents ").split():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(os.path.join(ROOT, name), tmp_path / name)
     program = "import numpy; from capsulelayers import CapsuleLayer as C; "
     program += "print(C(3, 5)(numpy.ones((2, 9, 4), 'float32')).shape)"
     assert "2, 3, 5" in run_python(program, tmp_path)

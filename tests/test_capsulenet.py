@@ -22,10 +22,11 @@ from conftest import (
 from keras import ops
 from PIL import Image
 
-import capsulelayers
 import capsulenet
-import checkpoints
-import devices
+from capsnet import machine, routing, spectral
+from capsnet import pictures as drawing
+from capsnet.data import TrainingBatches
+from capsnet.training import checkpoints, resources
 from capsulenet import (
     CapsNet,
     MarginLoss,
@@ -36,7 +37,6 @@ from capsulenet import (
     test,
     train,
 )
-from datasets import TrainingBatches
 
 test.__test__ = False  # the library's function, not a test
 
@@ -101,11 +101,11 @@ def test_the_form_of_the_convolutions_does_not_change_the_model(conv):
 @pytest.fixture
 def on_accelerator(monkeypatch):
     """Have everything take the way that it takes on an accelerator, on this CPU."""
-    for module in (capsulelayers, capsulenet):
+    for module in (routing, spectral, machine, resources):
         monkeypatch.setattr(module, "on_cpu", lambda: False)
     if keras.backend.backend() == "tensorflow":  # Keras itself looks for a GPU
-        monkeypatch.setattr(capsulenet, "_jit_compile", lambda: True)
-        tf32 = "capsulelayers._products_are_rounded"  # a setting of GPUs
+        monkeypatch.setattr(resources, "jit_compile", lambda: True)
+        tf32 = "capsnet.spectral._products_are_rounded"  # a setting of GPUs
         monkeypatch.setattr(tf32, lambda: False)
 
 
@@ -118,7 +118,7 @@ def test_xla_takes_the_same_steps(on_accelerator, monkeypatch):
         ("direct", 2**26, True),
         ("spectral", 400, True),  # several blocks
     ):
-        monkeypatch.setattr(capsulelayers, "ROUTING_BLOCK_BYTES", block_bytes)
+        monkeypatch.setattr(routing, "ROUTING_BLOCK_BYTES", block_bytes)
         model = small_capsnet(conv=conv, routings=3)[0]
         weights = weights or model.get_weights()
         model.set_weights(weights)
@@ -321,7 +321,7 @@ def test_a_seed_makes_training_repeatable(tmp_path):
 def test_the_way_of_an_accelerator_ends_with_the_same_weights(
     tmp_path, request, monkeypatch
 ):
-    monkeypatch.setattr(capsulelayers, "ROUTING_BLOCK_BYTES", 100)  # several blocks
+    monkeypatch.setattr(routing, "ROUTING_BLOCK_BYTES", 100)  # several blocks
     drawn, draw = [], TrainingBatches.draw
     monkeypatch.setattr(
         TrainingBatches,
@@ -600,7 +600,7 @@ def test_all_digits_are_manipulated_and_their_dimensions_named(
     def record(pairs, effects, names, path):
         drawn.update(pairs=np.array(pairs), effects=np.array(effects), names=names)
 
-    monkeypatch.setattr(capsulenet, "plot_dimensions", record)
+    monkeypatch.setattr(drawing, "plot_dimensions", record)
     x, y = trained.data[1]
     args = options(tmp_path, seed=0, digit="all", class_names=["a", "b", "c"])
     some = np.argmax(y, 1) != 1  # a class that no image shows is left out
@@ -641,7 +641,7 @@ def test_a_dimension_that_moves_the_strokes_down_is_named_so(tmp_path, monkeypat
         layers=[],
         predict_on_batch=reconstruct,
     )
-    monkeypatch.setattr(capsulenet, "plot_dimensions", record)
+    monkeypatch.setattr(drawing, "plot_dimensions", record)
     args = options(tmp_path, digit="all", seed=0, shift_fraction=0.0)
     manipulate_latent(model, (x, y), args)
     expected = np.zeros((3, 2, 6))
@@ -932,15 +932,15 @@ def test_a_step_that_exceeds_the_machine_is_warned_of(monkeypatch):
     model.compile(loss="mse")
     sizes = [capsulenet.step_memory(model, batch) for batch in (10, 1000, 2000)]
     assert sizes[0] < sizes[1] and sizes[2] > 1.5 * sizes[1]
-    monkeypatch.setattr(devices, "machine_memory", lambda: 10**9)
+    monkeypatch.setattr(machine, "machine_memory", lambda: 10**9)
     assert "Warning" not in capsulenet.describe(model, 10)
-    monkeypatch.setattr(devices, "machine_memory", lambda: 10**5)
+    monkeypatch.setattr(machine, "machine_memory", lambda: 10**5)
     text = capsulenet.describe(model, 10)
     assert "--batch_size" in text and "parameters" in text
 
 
 def test_weights_that_exceed_the_machine_are_refused(squares, monkeypatch, capsys):
-    monkeypatch.setattr(devices, "machine_memory", lambda: 10**5)
+    monkeypatch.setattr(machine, "machine_memory", lambda: 10**5)
     with pytest.raises(SystemExit):
         capsulenet.main(["--dataset", squares])
     assert "images of 17 x 17 pixels need 0 GB" in capsys.readouterr().err

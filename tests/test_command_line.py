@@ -11,9 +11,10 @@ from conftest import ROOT, run_script
 from PIL import Image
 
 import capsulenet
-import datasets
 import main
-import utils
+from capsnet import data as datasets
+from capsnet import errors
+from capsnet.data import sets
 
 BACKENDS = [n for n in ("tensorflow", "jax", "torch") if importlib.util.find_spec(n)]
 
@@ -181,7 +182,7 @@ def test_bad_input_is_one_clear_line(args, message, foreign, monkeypatch, capsys
 def test_damaged_mnist_is_one_clear_line(tmp_path, monkeypatch, capsys):
     (tmp_path / "mnist.npz").write_bytes(b"damaged")
     load = datasets.load_mnist
-    monkeypatch.setattr(datasets, "load_mnist", lambda: load(tmp_path / "mnist.npz"))
+    monkeypatch.setattr(sets, "load_mnist", lambda: load(tmp_path / "mnist.npz"))
     with pytest.raises(SystemExit) as caught:
         capsulenet.main(["--save_dir", str(tmp_path / "out")])
     assert caught.value.code == 2
@@ -283,14 +284,14 @@ def test_hostile_names_of_pictures_are_shown_and_not_obeyed(
         assert all(line.isprintable() for line in printed.err.split("\n"))
         assert printed.err.count("Left out: ") == 2
         for name in broken:
-            assert f"Left out: new/{utils.printable(name)}: not a" in printed.err
+            assert f"Left out: new/{errors.printable(name)}: not a" in printed.err
         if flags:
             told = [json.loads(line)["file"] for line in lines]
             assert told == [f"new/{name}" for name in whole]
         else:
             assert [line.split()[0] for line in lines[1:]] == ["ape", "ape"]
             for line, name in zip(lines[1:], whole):
-                assert line.endswith(f"  new/{utils.printable(name)}")
+                assert line.endswith(f"  new/{errors.printable(name)}")
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,17 @@ import pytest
 from conftest import ROOT, run_python
 from PIL import Image, ImageOps
 
-import datasets
-import devices
-from datasets import TrainingBatches, ValidationBatches, load_npz, shift_images
+from capsnet import data as datasets
+from capsnet import machine
+from capsnet.data import (
+    TrainingBatches,
+    ValidationBatches,
+    folders,
+    load_npz,
+    sets,
+    shift_images,
+)
+from capsnet.data import images as picture_files
 
 
 def images(n, height=6, width=5, channels=1):
@@ -57,7 +65,7 @@ def test_mnist_is_whole():
 @pytest.mark.parametrize("harm", ["truncated", "flipped"])
 def test_damaged_mnist_is_refused(tmp_path, harm):
     path = tmp_path / "mnist.npz"
-    shutil.copy(datasets.MNIST_PATH, path)
+    shutil.copy(sets.MNIST_PATH, path)
     with open(path, "r+b") as file:
         if harm == "truncated":
             file.truncate(os.path.getsize(path) // 2)
@@ -372,7 +380,9 @@ def test_the_second_start_reads_no_picture_until_one_changes(tmp_path, monkeypat
     count = []
     reader = datasets.read_picture
     monkeypatch.setattr(
-        datasets, "read_picture", lambda file: (count.append(file), reader(file))[1]
+        picture_files,
+        "read_picture",
+        lambda file: (count.append(file), reader(file))[1],
     )
     first = datasets.load(path)
     assert len(count) == 10
@@ -433,7 +443,7 @@ def test_the_cache_drops_what_was_longest_unused(tmp_path, monkeypatch):
     (of_one,) = cached()
     home = os.path.join(os.environ["KERAS_HOME"], "capsnet")
     size = os.path.getsize(os.path.join(home, of_one))
-    monkeypatch.setattr(datasets, "CACHE_BYTES", 2 * size)
+    monkeypatch.setattr(folders, "CACHE_BYTES", 2 * size)
     datasets.load(save_pictures(tmp_path / "b", n=50))
     (of_two,) = set(cached()) - {of_one}
     for name, when in ((of_one, 1000), (of_two, 2000)):
@@ -450,11 +460,11 @@ def test_what_a_dead_process_left_in_the_cache_leaves_it_first(tmp_path, monkeyp
         with open(os.path.join(home, name), "wb") as file:
             file.write(bytes(5000))
         os.utime(file.name, (when, when))
-    monkeypatch.setattr(datasets, "CACHE_BYTES", 9999)
+    monkeypatch.setattr(folders, "CACHE_BYTES", 9999)
     datasets.load(save_pictures(tmp_path / "a"))
     left = set(cached())
     assert {"whole.npz", "mine"} < left and len(left) == 3
-    monkeypatch.setattr(datasets, "CACHE_BYTES", 5000)
+    monkeypatch.setattr(folders, "CACHE_BYTES", 5000)
     datasets.load(save_pictures(tmp_path / "b"))
     assert "whole.npz" not in cached() and "mine" in cached()
 
@@ -470,7 +480,7 @@ def test_what_can_not_leave_the_cache_costs_nothing(tmp_path, monkeypatch, fault
         remove(path)
 
     datasets.load(save_pictures(tmp_path / "a", n=50))
-    monkeypatch.setattr(datasets, "CACHE_BYTES", 5000)
+    monkeypatch.setattr(folders, "CACHE_BYTES", 5000)
     monkeypatch.setattr(os, "remove", fail)
     data = datasets.load(save_pictures(tmp_path / "b", n=50))
     assert len(data.train[0]) == 80
@@ -480,7 +490,7 @@ def test_what_can_not_leave_the_cache_costs_nothing(tmp_path, monkeypatch, fault
 def test_pictures_larger_than_the_cache_do_not_empty_it(tmp_path, monkeypatch, capsys):
     datasets.load(save_pictures(tmp_path / "a", n=5))
     before = cached()
-    monkeypatch.setattr(datasets, "CACHE_BYTES", 2900)
+    monkeypatch.setattr(folders, "CACHE_BYTES", 2900)
     datasets.load(save_pictures(tmp_path / "b", n=50))
     assert "not cached (they take more than" in capsys.readouterr().out
     assert cached() == before
@@ -557,7 +567,7 @@ def test_the_memory_that_a_container_is_limited_to_counts(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(limit + "\n")
     whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    assert devices.machine_memory(tmp_path) == (expected or whole)
+    assert machine.machine_memory(tmp_path) == (expected or whole)
 
 
 @pytest.mark.parametrize("image_size", [None, [6, 5]])
@@ -567,13 +577,13 @@ def test_pictures_that_would_fill_the_memory_are_refused(
     path = save_pictures(tmp_path / "a")  # 10 x 30 pixels
     seen, reader = [], datasets.read_picture
     monkeypatch.setattr(
-        datasets, "read_picture", lambda file: (seen.append(file), reader(file))[1]
+        picture_files, "read_picture", lambda file: (seen.append(file), reader(file))[1]
     )
-    monkeypatch.setattr(datasets.devices, "machine_memory", lambda: 7199)
+    monkeypatch.setattr(machine, "machine_memory", lambda: 7199)
     with pytest.raises(ValueError, match="a smaller --image_size"):
         datasets.load(path, image_size)
     assert len(seen) == (0 if image_size else 10)  # as soon as it is known
-    monkeypatch.setattr(datasets.devices, "machine_memory", lambda: 7200)
+    monkeypatch.setattr(machine, "machine_memory", lambda: 7200)
     assert datasets.load(path, image_size).train[0].shape[1:3] == (6, 5)
 
 
@@ -638,7 +648,7 @@ def test_fashion_mnist_is_read_from_keras_files(tmp_path):
     # Keras reads the variable when it is imported.
     program = (
         f"import sys; sys.path.insert(0, {ROOT!r})\n"
-        "import datasets, numpy\n"
+        "import numpy\nfrom capsnet import data as datasets\n"
         "data = datasets.load('fashion_mnist')\n"
         "print(data.train[0].shape, data.test[1].shape, data.class_names[9])\n"
         "numpy.save('x_test.npy', data.test[0])"

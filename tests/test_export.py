@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-import capsulelayers
 import capsulenet
+from capsnet import routing
 
 pytestmark = pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="exports need TensorFlow"
@@ -69,7 +69,7 @@ def test_what_is_exported_is_the_network(page, runtime, blocks, monkeypatch):
         assert forms(names["model"]) == ["direct", "direct"]
         capsules = names["model"].get_layer("digitcaps").input.shape[1]
         size = 4 * 10 * 100 * -(-capsules // blocks)
-        monkeypatch.setattr(capsulelayers, "ROUTING_BLOCK_BYTES", size)
+        monkeypatch.setattr(routing, "ROUTING_BLOCK_BYTES", size)
     elif runtime == "LiteRT":
         sizes = {**capsulenet.architecture(names["trained"]), "conv": "patches"}
         names["model"] = capsulenet.CapsNet(**sizes)[1]

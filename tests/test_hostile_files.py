@@ -24,9 +24,12 @@ from conftest import options, script_environment, small_capsnet, small_data
 from PIL import Image
 
 import capsulenet
-import checkpoints
-import datasets
-import weights_reader
+from capsnet import data as datasets
+from capsnet import files, weights
+from capsnet import options as options_of
+from capsnet.data import arrays, images
+from capsnet.training import checkpoints
+from capsnet.weights import reader
 
 
 def tiny_capsnet():
@@ -79,7 +82,7 @@ def test_damaged_files_are_refused_or_read_whole(whole, kind):
         assert done.returncode < 0 and kind not in ("npz", "png"), done.stderr
         start = time.monotonic()
         try:
-            checkpoints.read(f"{whole[kind]}.damaged")
+            weights.read(f"{whole[kind]}.damaged")
             outcomes["slow"] += 1
         except ValueError:
             outcomes["refused by its limits"] += 1
@@ -194,7 +197,7 @@ def test_a_hostile_checkpoint_is_refused_in_one_line(
         weights.write_bytes(b"no HDF5")
     record = json.loads(state.read_text())
     del record["sha256 of the rest"]
-    record["sha256"] = checkpoints.sha256(weights)
+    record["sha256"] = files.sha256(weights)
     state.write_text(checkpoints._to_text(record))
     with pytest.raises(SystemExit) as stop, capsulenet.one_line_errors():
         small_train(tmp_path, resume=True)
@@ -243,7 +246,7 @@ def test_a_checkpoint_is_set_to_the_bit_as_keras_would_set_it(tmp_path, optimize
     states = []
     for by in ("keras", "checkpoints"):
         model = build()
-        capsulenet.compile_model(model, capsulenet._with_defaults(args))
+        capsulenet.compile_model(model, options_of.complete(args))
         model.optimizer.build(model.trainable_variables)
         if by == "keras":
             model.load_weights(tmp_path / "checkpoint-0001.weights.h5")
@@ -418,7 +421,7 @@ def test_code_is_found_wherever_it_stands_in_a_configuration(tmp_path, kind):
         archive.writestr("config.json", json.dumps({"layers": [inner]}))
         archive.writestr("model.weights.h5", b"none")
     with pytest.raises((ValueError, OSError)) as refused:
-        weights_reader.read(str(path))
+        reader.read(str(path))
     assert ("holds code" in str(refused.value)) == (kind != "Dense")
 
 
@@ -427,7 +430,7 @@ def hdf5(path, fill):
     with h5py.File(path, "w") as file:
         file.attrs["layer_names"] = np.zeros(0, "S1")
         fill(file)
-    return weights_reader.read(str(path))
+    return reader.read(str(path))
 
 
 def test_groups_may_be_16_deep_with_that_of_the_file(tmp_path):
@@ -476,14 +479,14 @@ def test_names_are_text_or_bytes(tmp_path, kind):
 def test_the_checksum_is_of_names_types_shapes_and_numbers():
     x = np.arange(6, dtype="float32").reshape(2, 3)
     sums = {
-        weights_reader.checksum(about, {name: [array]})
+        reader.checksum(about, {name: [array]})
         for about, name, array in (
             *(("{}", "a", x), ("[]", "a", x), ("{}", "b", x), ("{}", "a", x + 1)),
             *(("{}", "a", x.reshape(3, 2)), ("{}", "a", x.view("int32"))),
         )
     }
     assert len(sums) == 6
-    order = weights_reader.checksum("{}", {"a": [np.asfortranarray(x)]})
+    order = reader.checksum("{}", {"a": [np.asfortranarray(x)]})
     assert order in sums
 
 
@@ -491,14 +494,14 @@ def test_the_reader_limits_its_time_and_memory_by_the_size_of_the_file(monkeypat
     limits, unlimited = {}, resource.RLIM_INFINITY
     monkeypatch.setattr(resource, "setrlimit", limits.__setitem__)
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (7, unlimited))
-    weights_reader.limit(100_000_000)
+    reader.limit(100_000_000)
     assert limits == {
         resource.RLIMIT_CPU: (3 + 2, unlimited),
         resource.RLIMIT_AS: (2**30 + 400_000_000, unlimited),
         resource.RLIMIT_CORE: (0, unlimited),
     }
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (7, 4))  # set by others
-    weights_reader.limit(100_000_000)
+    reader.limit(100_000_000)
     assert set(limits.values()) == {(4, 4), (0, 4)}
 
 
@@ -579,10 +582,10 @@ def test_a_data_set_may_unpack_to_so_much_or_to_20_times_itself(
     with zipfile.ZipFile(path) as archive:
         unpacked = sum(member.file_size for member in archive.infolist())
     assert unpacked < 20 * os.path.getsize(path)
-    monkeypatch.setattr(datasets, "MOST_UNPACKED", 0)
+    monkeypatch.setattr(arrays, "MOST_UNPACKED", 0)
     assert len(datasets.load_npz(path).train[0]) == 20  # by its own size
-    monkeypatch.setattr(datasets.os.path, "getsize", lambda path: unpacked // 20 - 1)
-    monkeypatch.setattr(datasets, "MOST_UNPACKED", unpacked - missing)
+    monkeypatch.setattr(arrays.os.path, "getsize", lambda path: unpacked // 20 - 1)
+    monkeypatch.setattr(arrays, "MOST_UNPACKED", unpacked - missing)
     if missing:
         with pytest.raises(ValueError, match="a bomb"):
             datasets.load_npz(path)
@@ -639,9 +642,9 @@ def test_pictures_that_would_fill_the_memory_are_refused(tmp_path, size, message
 def test_the_largest_picture_is_still_read(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
     path.write_bytes(png(6, 5, bytes(35)))
-    monkeypatch.setattr(datasets, "LARGEST_PICTURE", 30)
+    monkeypatch.setattr(images, "LARGEST_PICTURE", 30)
     assert datasets.read_picture(path).size == (6, 5)
-    monkeypatch.setattr(datasets, "LARGEST_PICTURE", 29)
+    monkeypatch.setattr(images, "LARGEST_PICTURE", 29)
     with pytest.raises(ValueError, match=r"\(6 x 5 pixels\)"):
         datasets.read_picture(path)
 

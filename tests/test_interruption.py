@@ -23,13 +23,12 @@ from conftest import (
     small_data,
 )
 
-import callbacks
 import capsulenet
-import checkpoints
-import datasets
 import main
 import reproduce
-import utils
+from capsnet import data as datasets
+from capsnet import errors, files, pictures
+from capsnet.training import callbacks, checkpoints, fit, signals
 from capsulenet import load_weights, train
 
 
@@ -86,7 +85,7 @@ def test_a_signal_while_a_checkpoint_is_written_waits_for_it(tmp_path, monkeypat
         save(model, path)
 
     monkeypatch.setattr(checkpoints, "_save_whole_model", interrupted_save)
-    with pytest.raises(callbacks.Interrupted):
+    with pytest.raises(errors.Interrupted):
         train(classifier(), small_data(), options(tmp_path, epochs=3), signals=True)
     assert checkpoints.last_checkpoint(tmp_path)["epochs"] == 1
     assert len(read_log(tmp_path)) == 1
@@ -102,7 +101,7 @@ def test_a_signal_is_answered_where_nothing_can_be_said_or_saved(
         raise BrokenPipeError
 
     if trouble == "full disk":
-        monkeypatch.setattr(capsulenet, "save_weights", fail)
+        monkeypatch.setattr(fit, "save_weights", fail)
     else:
         monkeypatch.setattr(os, "write", fail)
         monkeypatch.setattr(sys.stderr, "write", fail, raising=False)
@@ -115,8 +114,8 @@ def test_a_signal_is_answered_where_nothing_can_be_said_or_saved(
 def test_a_second_signal_ends_the_process_at_once(tmp_path):
     program = (
         f"import sys; sys.path[:0] = [{ROOT!r}, {ROOT + '/tests'!r}]\n"
-        "import os, signal, callbacks\n"
-        "with callbacks.Interruption() as interruption:\n"
+        "import os, signal\nfrom capsnet.training import signals\n"
+        "with signals.Interruption() as interruption:\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         "    print('goes on', flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
@@ -136,7 +135,7 @@ def test_a_second_signal_ends_the_process_at_once(tmp_path):
 def test_signals_that_are_ignored_stay_ignored():
     former = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with callbacks.Interruption():
+        with signals.Interruption():
             assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, former)
@@ -161,7 +160,7 @@ def test_an_interrupted_run_leaves_the_average_of_its_weights(
     stop = SendsSignal(signal.SIGINT, epoch=1, step=2)
     with_callback(stop if steps == 8 else InterruptsValidation())
     model, args = small_capsnet()[0], options(tmp_path, seed=0, epochs=3, ema=0.8)
-    with pytest.raises(callbacks.Interrupted):
+    with pytest.raises(errors.Interrupted):
         train(model, small_data(), args, signals=True)
     assert len(recorded.steps) == steps
     load_weights(model, str(tmp_path / "interrupted_model.h5"))
@@ -236,8 +235,8 @@ def test_command_lines_take_over_signals(
 def test_a_directory_in_use_is_refused_with_the_number_of_the_process(tmp_path):
     program = (
         f"import sys; sys.path[:0] = [{ROOT!r}]\n"
-        "import checkpoints\n"
-        f"with checkpoints.only_run({str(tmp_path)!r}):\n"
+        "from capsnet.training import folder\n"
+        f"with folder.only_run({str(tmp_path)!r}):\n"
         "    print('has it', flush=True)\n"
         "    sys.stdin.read()\n"
     )
@@ -475,9 +474,9 @@ def test_what_can_not_be_written_leaves_the_old_file(tmp_path, write, monkeypatc
 
     monkeypatch.setattr(os, "fsync", fail)
     writers = {
-        "text": lambda: checkpoints.write_text(path, "new"),
-        "figure": lambda: utils.plot_confusion(np.eye(2, dtype=int), "ab", path),
-        "image": lambda: utils.save_image(np.zeros((2, 2)), path),
+        "text": lambda: files.write_text(path, "new"),
+        "figure": lambda: pictures.plot_confusion(np.eye(2, dtype=int), "ab", path),
+        "image": lambda: pictures.save_image(np.zeros((2, 2)), path),
         "weights": lambda: capsulenet.save_weights(small_capsnet()[0], path),
     }
     with pytest.raises(OSError):

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from conftest import run_script, small_capsnet, small_data
 
-import callbacks
 import capsulenet
-import datasets
-import devices
 import main
+from capsnet import data as datasets
+from capsnet import options as options_of
+from capsnet.data import sets
+from capsnet.training import callbacks, devices, fit
 
 
 def run(flags, *more, cwd, **environment):
@@ -152,13 +153,13 @@ def test_pictures_reach_tensorboard(tmp_path, digits, backend):
 
 def test_several_devices_draw_no_pictures(tmp_path, monkeypatch):
     args = argparse.Namespace(draw_reconstructions=True, save_dir=str(tmp_path), seed=0)
-    args = capsulenet._with_defaults(args)
+    args = options_of.complete(args)
     (x, y), _ = small_data()
     kinds = []
     for count in (1, 2):
         monkeypatch.setattr(devices, "replicas", lambda count=count: count)
         batches = datasets.TrainingBatches(x, y, 10)
-        used = capsulenet._callbacks(small_capsnet()[0], args, batches, {}, None, x)
+        used = fit.callbacks_of(small_capsnet()[0], args, batches, {}, None, x)
         kinds.append([type(callback).__name__ for callback in used])
     assert "Reconstructions" in kinds[0] and "Reconstructions" not in kinds[1]
 
@@ -226,9 +227,7 @@ def test_a_pickle_that_runs_code_is_refused(cifar_home, monkeypatch, tmp_path):
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "evil"),)
 
-    import datasets
-
     (tmp_path / "data_batch_1").write_bytes(pickle.dumps({b"data": Evil()}))
     with pytest.raises(ValueError, match="refused: (posix|nt).mkdir"):
-        datasets._read_cifar(str(tmp_path), "data_batch_1")
+        sets._read_cifar(str(tmp_path), "data_batch_1")
     assert not (tmp_path / "evil").exists()

@@ -14,9 +14,10 @@ from conftest import ROOT, run_python, run_script
 
 import capsulelayers
 import capsulenet
-import checkpoints
-import datasets
-import devices
+from capsnet import data as datasets
+from capsnet import weights as files_of_weights
+from capsnet.training import devices
+from capsnet.training import progress as watch
 
 SCRIPT = "capsulenet-multi-gpu.py"
 ENGINES = [n for n in ("tensorflow", "jax") if importlib.util.find_spec(n)]
@@ -68,7 +69,8 @@ def coordinator():
 
 SMALL = f"""
 import functools, os, runpy, sys; sys.path.insert(0, {ROOT!r})
-import capsulenet, devices
+import capsulenet
+from capsnet.training import devices
 capsulenet.CapsNet = functools.partial(capsulenet.CapsNet, filters=16, n_channels=4)
 devices.PATIENCE = int(os.environ.get("PATIENCE", devices.PATIENCE))
 runpy.run_path({os.path.join(ROOT, SCRIPT)!r}, run_name="__main__")
@@ -107,7 +109,9 @@ STEPS = """
 import sys; sys.path.insert(0, {root!r})
 import contextlib
 import keras, numpy as np
-import capsulenet, datasets, devices
+import capsulenet
+from capsnet import data as datasets
+from capsnet.training import devices
 devices.use_cpu(2)
 (x, y), _ = datasets.load("digits.npz")[:2]
 options = capsulenet.build_parser().parse_args(["--lr=0.0001"])
@@ -216,7 +220,7 @@ def test_two_hosts_are_as_one_with_two_devices_and_one_may_die(folder, cheap_jax
         together, read_log(folder / "one" / "log.csv"), rtol=1e-5
     )
     ends = [
-        checkpoints.read(str(folder / name / "trained_model.h5"))[1]
+        files_of_weights.read(str(folder / name / "trained_model.h5"))[1]
         for name in ("out", "one")
     ]
     for name, weights in ends[0].items():
@@ -327,10 +331,10 @@ def test_a_standstill_ends_the_process(monkeypatch):
         raise Ended
 
     clock = iter([0.0, 1.0, 1.0, 6.0, 6.0, 20.0])
-    monkeypatch.setattr(devices, "end", end)
-    monkeypatch.setattr(devices.time, "monotonic", lambda: next(clock))
-    monkeypatch.setattr(devices.time, "sleep", lambda seconds: None)
-    progress = devices.Progress(limit=5)
+    monkeypatch.setattr(watch, "end", end)
+    monkeypatch.setattr(watch.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(watch.time, "sleep", lambda seconds: None)
+    progress = watch.Progress(limit=5)
     progress.on_epoch_begin(0)  # the first step is not timed, and ends at 0
     progress.on_train_batch_end(0)
     progress.on_train_batch_end(1)  # a step of one second: ten of those are the limit
@@ -345,15 +349,15 @@ def test_a_standstill_ends_the_process(monkeypatch):
 def clock(monkeypatch):
     """A list of the time alone, which passes where somebody sleeps."""
     clock = [0.0]
-    monkeypatch.setattr(devices.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(watch.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(
-        devices.time, "sleep", lambda seconds: clock.append(clock.pop() + seconds)
+        watch.time, "sleep", lambda seconds: clock.append(clock.pop() + seconds)
     )
     return clock
 
 
 def test_steps_are_timed_but_the_first_of_training_and_of_validation(clock):
-    progress = devices.Progress()
+    progress = watch.Progress()
     assert progress.where() == "in epoch 0 after step 0" and progress.since is None
     seen = []
     for time, call in (
@@ -392,8 +396,8 @@ def test_the_limit_is_ten_times_the_longest_step_or_what_is_given(
     def end(message, code):
         raise InterruptedError(message)
 
-    monkeypatch.setattr(devices, "end", end)
-    progress = devices.Progress(limit=5)
+    monkeypatch.setattr(watch, "end", end)
+    progress = watch.Progress(limit=5)
     progress.longest, progress.since = longest, 0.0
     limit = max(5, 10 * longest)
     with pytest.raises(InterruptedError, match=f"no step in {limit:.0f} seconds"):
@@ -402,7 +406,7 @@ def test_the_limit_is_ten_times_the_longest_step_or_what_is_given(
 
 
 def test_nothing_is_expected_after_the_training():
-    progress = devices.Progress(limit=5)
+    progress = watch.Progress(limit=5)
     progress.on_epoch_begin(0)
     progress.on_train_batch_end(0)
     assert progress.since is not None

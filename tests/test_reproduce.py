@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from conftest import run_killed
 
-import checkpoints
 import reproduce
+from capsnet import weights
 
 
 def flags_for(dataset, *flags):
@@ -71,7 +71,7 @@ def test_a_run_starts_from_the_weights_that_it_is_given(tmp_path, squares, monke
     other_seed = reproduce.run_options(reproduce.parse(flags), "v1", 1)
     first, _ = reproduce.build("v1", other_seed, data)
     path = str(tmp_path / "first.h5")
-    checkpoints.save_weights(first, path)
+    weights.save_weights(first, path)
     args = reproduce.parse([*flags, "-w", path])
     started = []
 

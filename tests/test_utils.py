@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import utils
+from capsnet import errors, files, pictures, strokes
 from utils import combine_images, plot_log, printable, save_image
 
 
@@ -32,7 +32,7 @@ def test_what_can_not_be_printed_is_escaped_and_nothing_else(text, shown):
 def figures(monkeypatch):
     """The figures that would be saved, in order."""
     figures = []
-    monkeypatch.setattr(utils, "_save", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(pictures, "_save", lambda figure, path: figures.append(figure))
     return figures
 
 
@@ -48,7 +48,7 @@ def test_a_file_without_a_folder_is_whole_and_on_the_disk_with_its_name(
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", record)
-    with utils.whole_file("a.tar.gz") as temporary:
+    with files.whole_file("a.tar.gz") as temporary:
         assert temporary == f"a.{os.getpid()}.tmp.tar.gz"
         with open(temporary, "w") as file:
             file.write("whole")
@@ -70,7 +70,7 @@ def test_a_file_without_a_folder_is_whole_and_on_the_disk_with_its_name(
     ],
 )
 def test_the_first_line_of_an_error(error, line):
-    assert utils.first_line(error) == line
+    assert errors.first_line(error) == line
 
 
 @pytest.mark.parametrize(
@@ -151,12 +151,12 @@ def test_windows_open_for_a_person_alone_and_never_block(
     tmp_path, interactive, monkeypatch
 ):
     shown = []
-    monkeypatch.setattr(utils, "_can_show", lambda: interactive)
-    monkeypatch.setattr(utils.plt, "show", lambda block: shown.append(block))
+    monkeypatch.setattr(pictures, "_can_show", lambda: interactive)
+    monkeypatch.setattr(pictures.plt, "show", lambda block: shown.append(block))
     (tmp_path / "log.csv").write_text("epoch,loss\n0,0.4")
     plot_log(str(tmp_path / "log.csv"))
     save_image(np.full((4, 6), 0.2), str(tmp_path / "image.png"))
-    utils.plt.close("all")
+    pictures.plt.close("all")
     assert shown == ([False, False] if interactive else [])
     with Image.open(tmp_path / "image.png") as picture:
         assert picture.size == (6, 4) and np.unique(picture) == [51]
@@ -171,13 +171,13 @@ def colours(path):
 
 def test_confusion_is_drawn_to_a_file(tmp_path):
     counts = np.array([[5, 2], [0, 7]])
-    utils.plot_confusion(counts, ["$a", "bee"], tmp_path / "confusion.png")
+    pictures.plot_confusion(counts, ["$a", "bee"], tmp_path / "confusion.png")
     assert colours(tmp_path / "confusion.png")[1] > 10
 
 
 def test_confusion_is_drawn_with_numbers_to_read(figures):
     counts = np.array([[50, 9, 0], [0, 70, 4], [5, 0, 30]])
-    utils.plot_confusion(counts, ["ape", "$bee", "cow"], "")
+    pictures.plot_confusion(counts, ["ape", "$bee", "cow"], "")
     (axes,) = figures[0].axes
     texts = {t.get_text(): (t.get_position(), t.get_color()) for t in axes.texts}
     assert texts == {
@@ -203,7 +203,7 @@ def test_confusion_without_a_mistake_is_white_and_of_many_classes_without_number
     figures,
 ):
     for n in (2, 30, 31):
-        utils.plot_confusion(np.eye(n, dtype=int), list(map(str, range(n))), "")
+        pictures.plot_confusion(np.eye(n, dtype=int), list(map(str, range(n))), "")
     images = [figure.axes[0].images[0] for figure in figures]
     assert [image.get_clim() for image in images] == [(0, 1)] * 3
     assert [len(figure.axes[0].texts) for figure in figures] == [2, 30, 0]
@@ -223,8 +223,8 @@ def test_mistakes_have_titles_of_true_and_predicted(figures):
     images = np.random.random((13, 8, 6, 1)) * 1.5 - 0.2
     true, predicted = np.arange(13), np.arange(13)[::-1]
     names = [f"$class{n}" for n in range(13)]
-    utils.plot_mistakes(images, true, predicted, names, "")
-    utils.plot_mistakes(images, true, predicted, names, "", most=3)
+    pictures.plot_mistakes(images, true, predicted, names, "")
+    pictures.plot_mistakes(images, true, predicted, names, "", most=3)
     every, few = map(drawn_images, figures)
     assert list(every)[:2] == ["$class0 as $class12", "$class1 as $class11"]
     assert len(every) == 13 and list(few) == list(every)[:3]
@@ -235,7 +235,7 @@ def test_mistakes_have_titles_of_true_and_predicted(figures):
     assert figures[0].get_suptitle() == heading
     assert figures[1].get_suptitle() == heading.replace("13", "3", 1)
     zeros = np.zeros(51, int)
-    utils.plot_mistakes(np.zeros((51, 4, 4, 1)), zeros, zeros, names, "")
+    pictures.plot_mistakes(np.zeros((51, 4, 4, 1)), zeros, zeros, names, "")
     assert figures[2].get_suptitle().startswith("50 of 51 misread")
     assert all(axes.images for axes in figures[2].axes) and len(figures[2].axes) == 50
 
@@ -244,8 +244,8 @@ def test_predictions_stand_above_their_reconstructions(figures):
     images = np.random.random((12, 8, 6, 3))
     reconstructions = np.random.random((12, 8, 6, 3)) * 1.5 - 0.2
     titles = [f"$title{n}" for n in range(12)]
-    utils.plot_predictions(images, reconstructions, titles, "")
-    utils.plot_predictions(images, None, titles, "", most=2)
+    pictures.plot_predictions(images, reconstructions, titles, "")
+    pictures.plot_predictions(images, None, titles, "", most=2)
     pairs, alone = map(drawn_images, figures)
     assert list(pairs) == titles and list(alone) == titles[:2]
     for n, drawn in enumerate(pairs.values()):
@@ -257,17 +257,17 @@ def test_predictions_stand_above_their_reconstructions(figures):
     heights = [figure.get_size_inches()[1] for figure in figures]
     assert heights[0] > 2 * heights[1]  # two lines of two
     many = np.zeros((51, 4, 4, 1))
-    utils.plot_predictions(many, many, ["a"] * 51, "")
+    pictures.plot_predictions(many, many, ["a"] * 51, "")
     assert sum(bool(axes.images) for axes in figures[2].axes) == 50
 
 
 def test_the_strongest_effect_names_a_dimension(figures):
     pairs = [np.random.random((3, 2, 8, 6, 1)) * 1.5 - 0.2 for _ in range(2)]
-    effects = np.zeros((2, 3, len(utils.STROKES)))
+    effects = np.zeros((2, 3, len(strokes.STROKES)))
     effects[0, :, 1] = 1.0, -2.0, 0.5
     effects[0, 1, 3] = 1.5
     effects[1, :, 4] = 0.4, -0.49, -0.5
-    utils.plot_dimensions(pairs, effects, ["$a", "b"], "")
+    pictures.plot_dimensions(pairs, effects, ["$a", "b"], "")
     grid = np.reshape(figures[0].axes, (2, 3))
     titles = [[axes.get_title() for axes in row] for row in grid]
     assert titles == [
@@ -292,7 +292,7 @@ def test_the_strongest_effect_names_a_dimension(figures):
 def test_no_more_classes_are_drawn_than_fit(figures):
     for n, most in ((1, {}), (30, {}), (31, {}), (3, {"most": 2})):
         pairs, effects = np.zeros((n, 1, 2, 4, 4, 1)), np.zeros((n, 1, 6))
-        utils.plot_dimensions(pairs, effects, ["a"] * n, "", **most)
+        pictures.plot_dimensions(pairs, effects, ["a"] * n, "", **most)
     assert [len(figure.axes) for figure in figures] == [1, 30, 30, 2]
     headings = [figure.get_suptitle().split(";")[0] for figure in figures]
     assert headings[0] == headings[1] and headings[0].startswith("each dimension")
@@ -304,18 +304,18 @@ def test_no_more_classes_are_drawn_than_fit(figures):
 @pytest.mark.parametrize("backend", ["Agg", "qtagg"])
 def test_a_person_is_at_a_prompt_before_a_screen(monkeypatch, prompt, inline, backend):
     monkeypatch.setattr(
-        utils, "sys", types.SimpleNamespace(**{"ps1": ">"} if prompt else {})
+        pictures, "sys", types.SimpleNamespace(**{"ps1": ">"} if prompt else {})
     )
     monkeypatch.setattr(matplotlib, "is_interactive", lambda: inline)
-    monkeypatch.setattr(utils.plt, "get_backend", lambda: backend)
-    assert utils._can_show() == ((prompt or inline) and backend != "Agg")
+    monkeypatch.setattr(pictures.plt, "get_backend", lambda: backend)
+    assert pictures._can_show() == ((prompt or inline) and backend != "Agg")
 
 
 def test_mistakes_are_drawn(tmp_path):
     for n in (0, 1, 11):
         images, zeros = np.random.random((n, 8, 8, 3)), np.zeros(n, int)
         path = tmp_path / f"mistakes-{n}.png"
-        utils.plot_mistakes(images, zeros, zeros + 1, ["ape", "bee"], path)
+        pictures.plot_mistakes(images, zeros, zeros + 1, ["ape", "bee"], path)
         assert path.exists()
     heights = [colours(tmp_path / f"mistakes-{n}.png")[0][1] for n in (1, 11)]
     assert heights[1] > 1.5 * heights[0]  # two lines
@@ -326,21 +326,21 @@ def test_of_other_channels_than_grey_or_colours_the_first_are_drawn(
     tmp_path, channels, shown
 ):
     image = np.random.random((8, 8, channels))
-    utils.save_image(image, tmp_path / "image.png")
+    pictures.save_image(image, tmp_path / "image.png")
     with Image.open(tmp_path / "image.png") as picture:
         pixels = np.asarray(picture).reshape(8, 8, -1)
     assert pixels.shape[2] == shown
     np.testing.assert_allclose(pixels / 255, image[..., :shown], atol=0.5 / 255 + 1e-6)
     zeros = np.zeros(1, int)
     path = tmp_path / "mistakes.png"
-    utils.plot_mistakes(image[None], zeros, zeros + 1, ["ape", "bee"], path)
+    pictures.plot_mistakes(image[None], zeros, zeros + 1, ["ape", "bee"], path)
     assert path.exists()
 
 
 def test_strokes_are_measured_in_pixels():
     def measured(image):
-        values = utils.measure_strokes(np.asarray(image, "float32")[..., None])
-        return dict(zip(utils.STROKES, values, strict=True))
+        values = strokes.measure_strokes(np.asarray(image, "float32")[..., None])
+        return dict(zip(strokes.STROKES, values, strict=True))
 
     image = np.zeros((28, 28))
     image[4:24, 10:13] = 1  # 20 rows of 3 pixels
@@ -368,17 +368,17 @@ def test_strokes_are_measured_in_pixels():
     assert slanted["slant"] == pytest.approx(0.5, rel=0.02)
     assert slanted["width"] == pytest.approx(bar["width"], rel=0.1)
 
-    assert not any(measured(np.zeros((9, 9)))[name] for name in utils.STROKES)
+    assert not any(measured(np.zeros((9, 9)))[name] for name in strokes.STROKES)
 
 
 def test_strokes_of_many_images_are_those_of_each():
     images = np.random.default_rng(0).random((2, 3, 9, 7, 2))
     images[0, 1] = 1 - images[0, 1] ** 9  # on a light ground
     images[1, 2] = 0
-    many = utils.measure_strokes(images)
+    many = strokes.measure_strokes(images)
     assert many.shape == (2, 3, 6)
     for index in np.ndindex(2, 3):
-        one = utils.measure_strokes(images[index])
+        one = strokes.measure_strokes(images[index])
         np.testing.assert_allclose(many[index], one, atol=1e-12)
 
 
@@ -386,7 +386,7 @@ def test_strokes_of_many_images_are_those_of_each():
 def test_strokes_are_light_unless_most_of_the_border_is(sides):
     image = np.zeros((9, 9, 1))
     image[sides[0]] = image[:, sides[1]] = 0.6  # 20 of 36 pixels of the border
-    down, right = utils.measure_strokes(image)[4:]
+    down, right = strokes.measure_strokes(image)[4:]
     rows, columns = np.indices((9, 9))
     ink = 1 - image[..., 0]
     assert down == pytest.approx((ink * rows).sum() / ink.sum())
@@ -397,21 +397,21 @@ def test_less_than_a_tenth_of_the_ink_is_ground_and_the_edge_of_an_image_an_outl
     for faint, counts in ((0.09, False), (0.12, True)):
         image = np.zeros((20, 10, 1))
         image[:10, 4], image[15, 4] = 1, faint
-        assert (utils.measure_strokes(image)[4] > 4.5) == counts
+        assert (strokes.measure_strokes(image)[4] > 4.5) == counts
     bar = np.zeros((20, 10, 1))
     bar[5:15, 3:6] = 1
-    expected = utils.measure_strokes(bar)[0]
+    expected = strokes.measure_strokes(bar)[0]
     for rows, columns in ((5, 0), (-5, 0), (0, 3), (0, -3), (0, 4)):
         moved = np.roll(bar, (rows, columns), (0, 1))
-        assert utils.measure_strokes(moved)[0] == pytest.approx(expected)
+        assert strokes.measure_strokes(moved)[0] == pytest.approx(expected)
 
 
 def test_dimensions_are_drawn_for_grey_and_colour(tmp_path):
     for channels, classes in ((1, 2), (3, 3)):
         pairs = np.random.random((classes, 4, 2, 8, 8, channels))
-        effects = np.random.normal(size=(classes, 4, len(utils.STROKES)))
+        effects = np.random.normal(size=(classes, 4, len(strokes.STROKES)))
         path = tmp_path / f"dimensions-{channels}.png"
-        utils.plot_dimensions(pairs, effects, ["$a"] * classes, path)
+        pictures.plot_dimensions(pairs, effects, ["$a"] * classes, path)
         assert colours(path)[1] > 10
 
 
@@ -420,6 +420,6 @@ def test_predictions_are_drawn_with_and_without_reconstructions(tmp_path):
     sizes = []
     for reconstructions in (None, images):
         path = tmp_path / "predictions.png"
-        utils.plot_predictions(images, reconstructions, list("abc"), path)
+        pictures.plot_predictions(images, reconstructions, list("abc"), path)
         sizes.append(colours(path)[0][1])
     assert sizes[1] > sizes[0]

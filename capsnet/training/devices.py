@@ -9,95 +9,14 @@ import contextlib
 import os
 import sys
 import threading
-import time
 
 import keras
+import numpy as np
+
+from capsnet import numerics
 
 PATIENCE = 40
 """Seconds that hosts wait for each other."""
-
-
-class HostLost(Exception):
-    """The training can't go on since another host is gone."""
-
-
-class Progress(keras.callbacks.Callback):
-    """Know where the training is, and end the process where it stands still.
-
-    A host that is cut off, not ended, leaves the others waiting in a step. JAX would
-    abort them in its own time and words. Epoch and step are counted from 1.
-
-    Args:
-        limit: float. Seconds without a step after which the process ends, or ten times
-            the longest step so far if that is more. The first step of training and the
-            first of validation are not timed, since they compile. None for never.
-            Defaults to None.
-    """
-
-    def __init__(self, limit=None):
-        super().__init__()
-        self.limit = limit
-        self.epoch = self.step = 0
-        self.longest = 0.0
-        self.since = None  # when the step in progress began, if it is timed
-        self.compiled = set()
-
-    def on_train_begin(self, logs=None):
-        """Begin to watch."""
-        if self.limit:
-            threading.Thread(target=self._watch, daemon=True).start()
-
-    def on_epoch_begin(self, epoch, logs=None):
-        """Note the epoch."""
-        self.epoch, self.step = epoch + 1, 0
-        self._begin("train")
-
-    def on_train_batch_end(self, batch, logs=None):
-        """Note the step."""
-        self.step = batch + 1
-        self._end("train")
-
-    def on_test_begin(self, logs=None):
-        """Note the beginning of the validation."""
-        self._begin("test")
-
-    def on_test_batch_end(self, batch, logs=None):
-        """Note a step of the validation."""
-        self._end("test")
-
-    def on_train_end(self, logs=None):
-        """Watch no longer."""
-        self.since = None
-
-    def where(self):
-        """Return where the training is, in words."""
-        return f"in epoch {self.epoch} after step {self.step}"
-
-    def lost(self, reason):
-        """Return the line that says where the training stopped and how to go on."""
-        number, hosts = host()
-        return (
-            f"host {number} of {hosts} stops {self.where()}: another host is gone "
-            f"({reason}). Start all hosts again with --resume to go on after the last "
-            "whole epoch."
-        )
-
-    def _begin(self, kind):
-        self.since = time.monotonic() if kind in self.compiled else None
-
-    def _end(self, kind):
-        now = time.monotonic()
-        if self.since is not None:
-            self.longest = max(self.longest, now - self.since)
-        self.compiled.add(kind)
-        self.since = now
-
-    def _watch(self):
-        while True:
-            time.sleep(1)
-            since, limit = self.since, max(self.limit, 10 * self.longest)
-            if since is not None and time.monotonic() - since > limit:
-                end(self.lost(f"no step in {limit:.0f} seconds"), 1)
 
 
 def make_deterministic():
@@ -121,51 +40,6 @@ def make_deterministic():
         )
         if more not in flags:
             os.environ["XLA_FLAGS"] = f"{flags} {more}"
-
-
-def machine_memory(root="/"):
-    """Return the bytes of main memory that this process may fill, None where unknown.
-
-    That of the machine, or what its container is limited to if that is less.
-
-    Args:
-        root: str. The directory that Linux' `proc` and `sys` are in. Defaults to `/`.
-    """
-    known = _container_limits(root)
-    with contextlib.suppress(AttributeError, ValueError, OSError):
-        known.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    return min(known, default=None)
-
-
-def _container_limits(root):
-    """The limits, in bytes, of the process' control group and of those around it.
-
-    Linux has them in two versions, also both at a time. A container sees its own group
-    as the outermost one, whatever its path is outside. Numbers that no machine has, the
-    first version's way to say that there is no limit, are left out.
-    """
-    try:
-        with open(os.path.join(root, "proc/self/cgroup"), errors="replace") as file:
-            groups = [line.rstrip("\n").split(":", 2) for line in file]
-    except OSError:
-        return []
-    limits = []
-    for _, controllers, path in groups:
-        if not controllers:
-            folder, name = "sys/fs/cgroup", "memory.max"
-        elif "memory" in controllers.split(","):
-            folder, name = "sys/fs/cgroup/memory", "memory.limit_in_bytes"
-        else:
-            continue
-        folder = os.path.join(root, folder)
-        for part in ["", *path.split("/")]:
-            folder = os.path.join(folder, part)
-            try:
-                with open(os.path.join(folder, name)) as file:
-                    limits.append(int(file.read()))
-            except (OSError, ValueError):  # not there, or "max"
-                continue
-    return [limit for limit in limits if limit < 2**60]
 
 
 def use_cpu(count):
@@ -258,11 +132,15 @@ def on_all_hosts(number):
     """Return what each host calls this with, a list of int of 32 bits."""
     if host()[1] == 1:
         return [number]
-    import numpy as np
     from jax.experimental import multihost_utils
 
     gathered = multihost_utils.process_allgather(np.array([number], "int32"))
     return [int(n) for n in gathered.ravel()]
+
+
+def draw_seed():
+    """Return a seed that all hosts have in common."""
+    return on_all_hosts(int(np.random.SeedSequence().entropy % 2**31))[0]
 
 
 def count(kind="gpu"):
@@ -329,5 +207,4 @@ def replicas():
         import tensorflow as tf
 
         return tf.distribute.get_strategy().num_replicas_in_sync
-    distribution = keras.distribution.distribution()
-    return distribution.num_model_replicas if distribution else 1
+    return numerics.replicas()

@@ -1,10 +1,7 @@
 """What runs beside the training: clock, printed lines, pictures, and what watches it."""
 
-import contextlib
 import math
 import os
-import signal
-import threading
 import time
 
 import keras
@@ -177,80 +174,13 @@ class DeadCapsules(keras.callbacks.Callback):
                 f"({', '.join(map(str, dead[:10]))}{', ...' * (len(dead) > 10)}) are "
                 f"shorter than {DEAD_LENGTH} for each of {len(lengths)} training "
                 "images: they learn nothing. Try another --seed, or another "
-                f"kernel_initializer of the CapsuleLayer than {describe(initializer)}",
+                f"kernel_initializer of the CapsuleLayer than {_in_words(initializer)}",
                 flush=True,
             )
 
 
-def describe(initializer):
+def _in_words(initializer):
     """Return the name of an initializer and what it was made with."""
     config = initializer.get_config().items()
     values = ", ".join(f"{k}={v}" for k, v in config if v is not None)
     return f"{type(initializer).__name__}({values})"
-
-
-class Interrupted(Exception):
-    """The training was asked to stop.
-
-    Args:
-        number: int. The signal that asked.
-        said: str. Where it stopped, what was saved and how to go on. Defaults to none.
-    """
-
-    def __init__(self, number, said=""):
-        super().__init__(said)
-        self.number = number
-
-
-class Interruption(keras.callbacks.Callback):
-    """End the training after the step in progress, on Ctrl-C or SIGTERM.
-
-    A second signal ends the process at once. To be used as a context around `fit`;
-    without it, and outside of the main thread, it does nothing. `number` is the signal,
-    or None.
-
-    Raises:
-        Interrupted: after that step.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.number = None
-        self.former = {}
-
-    def __enter__(self):
-        """Take over the signals, other than those that are ignored."""
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                if signal.getsignal(number) != signal.SIG_IGN:
-                    self.former[number] = signal.signal(number, self._ask)
-        return self
-
-    def __exit__(self, *_):
-        """Give the signals back."""
-        for number, handler in self.former.items():
-            signal.signal(number, handler)
-
-    def on_train_batch_end(self, batch, logs=None):
-        """Stop here if asked to."""
-        self._stop_if_asked()
-
-    def on_test_batch_end(self, batch, logs=None):
-        """Stop here if asked to."""
-        self._stop_if_asked()
-
-    def on_epoch_end(self, epoch, logs=None):
-        """Stop here if asked to, after the checkpoint."""
-        self._stop_if_asked()
-
-    def _ask(self, number, frame):
-        self.number = number
-        for other in self.former:
-            signal.signal(other, signal.SIG_DFL)
-        # Not by print, which must not be entered a second time.
-        with contextlib.suppress(OSError):  # nobody may be there to read it
-            os.write(2, b"\nStopping after this step; once more stops at once\n")
-
-    def _stop_if_asked(self):
-        if self.number is not None:
-            raise Interrupted(self.number)

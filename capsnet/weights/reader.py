@@ -1,12 +1,12 @@
 """Reads a file of weights as data alone, within limits of time and memory.
 
-    python weights_reader.py FILE
-    python weights_reader.py FILE checkpoint
+    python capsnet/weights/reader.py FILE
+    python capsnet/weights/reader.py FILE checkpoint
 
-`checkpoints.read` and `checkpoints.restore` run this in a process of its own: on some damaged files HDF5's
-library never comes to an end, and on others it takes all the memory there is. What is
-read goes to the standard output, as `numpy.savez` writes it. Code in a file is never
-run, and links out of it are not followed.
+`read` and `read_checkpoint` of `capsnet.weights.files` run this in a process of its own:
+on some damaged files HDF5's library never comes to an end, and on others it takes all
+the memory there is. What is read goes to the standard output, as `numpy.savez` writes
+it. Code in a file is never run, and links out of it are not followed.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ def read(path):
         path: str. The file.
 
     Returns:
-        `(about, weights)`: what `checkpoints.save_weights` was given, a dict, and a
+        `(about, weights)`: what `files.save_weights` was given, a dict, and a
         dict of layer names to lists of arrays.
 
     Raises:

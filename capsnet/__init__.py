@@ -1,0 +1,1 @@
+"""What `capsulelayers.py` and `capsulenet.py` stand on; see `docs/design.md`."""

@@ -1,0 +1,188 @@
+"""The command line: reading it before Keras is there, and errors in one line.
+
+python -m capsnet.command_line      # the table of docs/options.md
+"""
+
+import argparse
+import contextlib
+import os
+import signal
+import sys
+
+from capsnet.errors import Interrupted, first_line, is_bad_input, printable
+from capsnet.options import OPTIONS
+
+_EXAMPLES = """examples:
+  python capsulenet.py                                    train on MNIST
+  python capsulenet.py -t -w result/trained_model.h5      test what was trained
+  python capsulenet.py --predict photo.png -w result/trained_model.h5
+"""
+
+
+class _Help(
+    argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter
+):
+    """Tells the defaults of what takes a value."""
+
+    def _get_help_string(self, action):
+        told = action.nargs != 0 and action.default not in (None, argparse.SUPPRESS)
+        return super()._get_help_string(action) if told else action.help
+
+
+class Parser(argparse.ArgumentParser):
+    """Takes dashes for underscores in flags, and reports errors in one line.
+
+    Args:
+        dashes: bool. Whether flags are spelled with dashes, and underscores are taken
+            for those. Defaults to False.
+        **kwargs: those of `argparse.ArgumentParser`.
+    """
+
+    def __init__(self, *, dashes=False, **kwargs):
+        super().__init__(**{"formatter_class": _Help, "allow_abbrev": False, **kwargs})
+        self.spelling = ("_", "-") if dashes else ("-", "_")
+
+    def parse_known_args(self, args=None, namespace=None):
+        """Parse as `argparse` does, however a flag's name is spelled."""
+        args = sys.argv[1:] if args is None else args
+        spelled = []
+        for arg in args:
+            if arg.startswith("--"):
+                name, equals, value = arg[2:].partition("=")
+                arg = "--" + name.replace(*self.spelling) + equals + value
+            spelled.append(arg)
+        return super().parse_known_args(spelled, namespace)
+
+    def error(self, message):
+        """End the program with one line."""
+        self.exit(2, f"{self.prog}: error: {printable(message)}\n")
+
+
+def build_parser():
+    """Return the parser of `capsulenet.py`."""
+    parser = Parser(description="Capsule network on MNIST.", epilog=_EXAMPLES)
+    groups = {}
+    for option in OPTIONS:
+        if option.group and option.group not in groups:
+            groups[option.group] = parser.add_argument_group(option.group)
+        if option.group:
+            option.add_to(groups[option.group])
+    return parser
+
+
+def before_keras(read):
+    """Answer `--help` and what is typed wrong, before Keras takes seconds to be there.
+
+    TensorFlow's own lines about its start stay off the screen, and Ctrl-C ends it in
+    silence.
+
+    Args:
+        read: function without arguments that reads the command line.
+    """
+    read()
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def as_flags(values, parser=None):
+    """Return values as the text of a command line.
+
+    Args:
+        values: dict of names of options to their values.
+        parser: the parser that knows them. Defaults to that of `capsulenet.py`.
+    """
+    actions = {action.dest: action for action in (parser or build_parser())._actions}
+    words = []
+    for name, value in values.items():
+        words.append(actions[name].option_strings[-1])
+        if actions[name].nargs == "+":
+            words += value
+        elif actions[name].nargs != 0:  # one that takes a value
+            words.append("x".join(map(str, value)) if name == "image_size" else value)
+    return " ".join(map(str, words))
+
+
+def settings(args, parser):
+    """Return a line that tells which options differ from their defaults.
+
+    Args:
+        args: namespace of a command line.
+        parser: the parser that it comes from.
+    """
+    given = {
+        action.dest: getattr(args, action.dest)
+        for action in parser._actions
+        if getattr(args, action.dest, action.default) != action.default
+    }
+    return f"Settings: {printable(as_flags(given, parser)) or 'the defaults'}"
+
+
+def table():
+    """Return the table of `docs/options.md`, Markdown."""
+    lines = []
+    for group in dict.fromkeys(option.group for option in OPTIONS if option.group):
+        lines += [
+            f"### {group.capitalize()}",
+            "",
+            "| flag | default | |",
+            "|---|---|---|",
+        ]
+        for option in OPTIONS:
+            if option.group != group:
+                continue
+            flag = f"`--{option.flag or option.name}`"
+            flag += f", `-{option.short}`" if option.short else ""
+            plain = option.default is None or isinstance(option.default, bool)
+            default = "" if plain else f"`{option.default}`"
+            about = option.help
+            about += f" ({', '.join(option.choices)})" if option.choices else ""
+            about += f"; {option.rule[1]}" if option.rule else ""
+            lines.append(f"| {flag} | {default} | {about} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+@contextlib.contextmanager
+def one_line_errors():
+    """End the program in a few words where an error is no defect.
+
+    The exit code is 2 for bad input, 1 for a sick training, and 130 or 143 for Ctrl-C or
+    SIGTERM.
+    """
+    try:
+        yield
+    except OSError as error:
+        about = f"{error.filename}: {error.strerror}"
+        _fail(about if error.filename else first_line(error), 2)
+    except ValueError as error:
+        if not is_bad_input(error):
+            raise
+        _fail(first_line(error), 2)
+    except MemoryError as error:
+        _fail(f"not enough memory ({first_line(error)})", 2)
+    except FloatingPointError as error:
+        _fail(first_line(error), 1)
+    except KeyboardInterrupt:
+        _fail("interrupted", 128 + signal.SIGINT)
+    except Interrupted as stop:
+        with contextlib.suppress(OSError):  # whoever reads may have been stopped too
+            if str(stop):
+                print(stop, file=sys.stderr, flush=True)
+        raise SystemExit(128 + stop.number) from None
+
+
+def _fail(reason, code):
+    name = os.path.basename(sys.argv[0])
+    print(f"{name}: error: {printable(reason)}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def escape_what_the_terminal_lacks():
+    """Have the standard output take any text: names may have what its encoding lacks."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+if __name__ == "__main__":
+    print(table())

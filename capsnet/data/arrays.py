@@ -1,0 +1,144 @@
+"""Data sets as arrays: what they have to be, and `.npz` files of them."""
+
+import os
+import stat
+import typing
+import zipfile
+
+import numpy as np
+
+MOST_UNPACKED = 200_000_000
+"""Bytes that an `.npz` file may unpack to, or 20 times its own size if that is more."""
+
+_ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+
+
+class Data(typing.NamedTuple):
+    """A data set.
+
+    `train` and `test` are pairs of images, float32 `(n, height, width, channels)` in
+    [0, 1], and one-hot labels, float32 `(n, n_class)`; `class_names` are the names of
+    the classes, in the order of the labels.
+    """
+
+    train: tuple
+    test: tuple
+    class_names: tuple
+
+
+def load_npz(path):
+    """Load a data set from a `.npz` file.
+
+    The file holds `x_train`, `y_train`, `x_test` and `y_test`: images of shape
+    `(n, height, width)` or `(n, height, width, channels)`, unsigned integers, signed
+    ones from 0 to 255 or floats in [0, 1], and labels of shape `(n,)`, integers or
+    strings. Each label that occurs is a class, in their order.
+
+    Args:
+        path: str. The file.
+
+    Returns:
+        A `Data`.
+
+    Raises:
+        OSError: if the file can't be read.
+        ValueError: if it is not such a file; the message says what is wrong.
+    """
+    try:
+        check_is_file(path)
+        with zipfile.ZipFile(path) as archive:
+            _check_unpacked(path, archive.infolist())
+        with np.load(path, allow_pickle=False) as file:
+            arrays = [file[name] for name in _ARRAYS]
+    except OSError:
+        raise
+    except Exception as error:  # whatever a damaged file makes the reader raise
+        raise ValueError(f"{path}: not a data set: {error}") from error
+    return from_arrays(path, *arrays)
+
+
+def check_is_file(path):
+    """Refuse what is no file before it is opened, which might never end."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise ValueError("not a file")
+
+
+def _check_unpacked(path, members):
+    """Refuse arrays that claim more memory than a file of this size can be worth."""
+    unpacked = sum(member.file_size for member in members)
+    if unpacked > max(MOST_UNPACKED, 20 * os.path.getsize(path)):
+        raise ValueError(f"unpacks to {unpacked / 1e6:.0f} MB, a bomb")
+
+
+def from_arrays(source, x_train, y_train, x_test, y_test, class_names=None):
+    """Check arrays as `load_npz` takes them, and turn them into a `Data`."""
+    for y in (y_train, y_test):
+        if y.ndim != 1 or not len(y) or y.dtype.kind not in "iuUS":
+            raise ValueError(
+                f"{source}: labels must be integers or strings of shape (n,), not "
+                f"{y.dtype} {y.shape}"
+            )
+    if (y_train.dtype.kind in "US") != (y_test.dtype.kind in "US"):
+        raise ValueError(f"{source}: y_train is {y_train.dtype}, y_test {y_test.dtype}")
+    if class_names:
+        labels = np.arange(len(class_names))
+    else:
+        labels = np.unique(np.concatenate([np.unique(y_train), np.unique(y_test)]))
+    if len(labels) < 2:
+        raise ValueError(f"{source}: there is one class only")
+    if len(labels) > 2000:
+        raise ValueError(f"{source}: {len(labels)} classes; are these labels?")
+    splits = []
+    for split, x, y in (("train", x_train, y_train), ("test", x_test, y_test)):
+        x = _to_float(source, x)
+        if len(x) != len(y):
+            raise ValueError(
+                f"{source}: x_{split} has {len(x)} images, y_{split} {len(y)} labels"
+            )
+        if len(y) * len(labels) > max(2**27, 4 * x.size):
+            raise ValueError(
+                f"{source}: {len(labels)} classes are too many for {len(x)} images of "
+                f"{x.size // len(x)} pixels"
+            )
+        one_hot = np.eye(len(labels), dtype="float32")[np.searchsorted(labels, y)]
+        splits.append((x, one_hot))
+    if splits[0][0].shape[1:] != splits[1][0].shape[1:]:
+        raise ValueError(
+            f"{source}: x_train {x_train.shape} and x_test {x_test.shape} have images "
+            "of different shapes"
+        )
+    names = (n.decode() if isinstance(n, bytes) else str(n) for n in labels.tolist())
+    names = class_names or tuple(names)
+    for name in names:
+        if not is_class_name(name):
+            raise ValueError(
+                f"{source}: class {name[:100]!r}: a name has at most 255 printable "
+                "characters"
+            )
+    return Data(*splits, names)
+
+
+def is_class_name(name):
+    """Whether this can be the name of a class, which is printed and drawn."""
+    return isinstance(name, str) and name.isprintable() and len(name) <= 255
+
+
+def _to_float(source, x):
+    if x.ndim not in (3, 4) or x.dtype.kind not in "iuf" or not x.size:
+        raise ValueError(
+            f"{source}: images must be (n, height, width[, channels]) integer or float, "
+            f"not {x.dtype} {x.shape}"
+        )
+    x = x if x.ndim == 4 else x[..., np.newaxis]
+    if x.dtype.kind in "iu":
+        full = np.iinfo(x.dtype).max if x.dtype.kind == "u" else 255
+        if x.min() < 0 or x.max() > full:
+            raise ValueError(
+                f"{source}: images of type {x.dtype} must lie in 0 to {full}"
+            )
+        scaled = x.astype("float32")
+        scaled /= full  # in place: this is the largest array there is
+        return scaled
+    if not (x.min() >= 0 and x.max() <= 1):  # written so that NaN fails
+        raise ValueError(f"{source}: images of type float must lie in [0, 1]")
+    return x.astype("float32")

@@ -1,0 +1,158 @@
+"""The batches of training and validation."""
+
+import math
+
+import keras
+import numpy as np
+
+from capsnet.data.changes import inverse_transforms, shift_images, transform_images
+
+
+def _batch_size(batch_size, n, devices):
+    """No more than the images make, but a multiple of the devices."""
+    return -(-min(batch_size, n) // devices) * devices
+
+
+def _span(index, batch_size, share):
+    """Where in the epoch one part of a batch lies, a slice."""
+    part, parts = share
+    own = batch_size // parts
+    start = index * batch_size + part * own
+    return slice(start, start + own)
+
+
+class TrainingBatches(keras.utils.PyDataset):
+    """Shuffled, randomly changed batches `((x, y), (y, x))` for the training model.
+
+    Each epoch has a fresh order and fresh shifts, rotations and scales, which follow
+    from the seed and the number of the epoch alone. The reconstruction target is the
+    changed image. Every batch has the same size, so that nothing is compiled twice: the
+    last one of an epoch is filled up with images from the epoch's beginning.
+
+    On an accelerator (JAX and PyTorch) the images are moved to the device once and the
+    batches are put together there.
+
+    Args:
+        x: array of shape `(n, height, width, channels)`.
+        y: array of shape `(n, n_class)`.
+        batch_size: int. At most all images make a batch.
+        shift_fraction: float in [0, 1). Images move by at most this fraction of their
+            side in each direction. Defaults to 0.
+        seed: int. Defaults to 0.
+        on_device: bool. Whether `x` and `y` live on the accelerator. Defaults to False.
+        with_images: bool. False gives `(x, y)`, for a model that takes only images and
+            gives only classes. Defaults to True.
+        workers: int. Threads that prepare batches. Defaults to 1.
+        devices: int. A batch of all images is filled up to a multiple of this.
+            Defaults to 1.
+        share: pair of int. With `(i, n)` this is part `i` of `n` equal parts of each
+            batch, for host `i` of `n`. Defaults to `(0, 1)`.
+        shifts: `"whole"` rounds the reach of the shifts down to whole pixels, and
+            `"interpolated"` moves by parts of a pixel as well. Defaults to `"whole"`.
+        rotation: float in [0, 180]. Images turn by at most so many degrees in either
+            direction, before they move. Defaults to 0.
+        zoom: float in [0, 1). They shrink or grow by at most this fraction of their
+            size. Defaults to 0.
+    """
+
+    def __init__(
+        self,
+        x,
+        y,
+        batch_size,
+        shift_fraction=0.0,
+        seed=0,
+        on_device=False,
+        with_images=True,
+        workers=1,
+        devices=1,
+        share=(0, 1),
+        shifts="whole",
+        rotation=0.0,
+        zoom=0.0,
+    ):
+        super().__init__(workers=workers)
+        self.with_images = with_images
+        self.xp = keras.ops if on_device else np
+        self.placed = keras.ops.convert_to_tensor if on_device else np.asarray
+        self.x, self.y = self.placed(x), self.placed(y)
+        self.batch_size = _batch_size(batch_size, len(x), devices)
+        self.share = share
+        self.reach = [side * shift_fraction for side in x.shape[1:3]]
+        self.rotation, self.zoom = rotation, zoom
+        self.whole = shifts == "whole"
+        if self.whole:
+            # The small surplus keeps 0.29 * 100 from becoming 28 pixels.
+            self.reach = [int(reach + 1e-6) for reach in self.reach]
+        self.seed = seed
+        self.draw(epoch=0)
+
+    def draw(self, epoch):
+        """Draw the order and the changes of an epoch, to be called where it begins."""
+        rng = np.random.default_rng((self.seed, epoch))
+        order = rng.permutation(len(self.x)).astype("int32")
+        self.order = np.resize(order, len(self) * self.batch_size)
+        n = len(self.order)
+        if self.whole:
+            shifts = [rng.integers(-r, r + 1, n, "int32") for r in self.reach]
+        else:
+            shifts = [rng.uniform(-r, r, n) for r in self.reach]
+        self.move, self.moves = shift_images, np.stack(shifts, 1)
+        if not self.whole or self.rotation or self.zoom:
+            angles = rng.uniform(-self.rotation, self.rotation, n)
+            scales = rng.uniform(1 - self.zoom, 1 + self.zoom, n)
+            self.move = transform_images
+            self.moves = inverse_transforms(self.moves, angles, scales)
+
+    def __len__(self):
+        """Return the number of batches an epoch."""
+        return math.ceil(len(self.x) / self.batch_size)
+
+    def __getitem__(self, index):
+        """Return batch `index` of the epoch."""
+        span = _span(index, self.batch_size, self.share)
+        order = self.placed(self.order[span])
+        x = self.xp.take(self.x, order, axis=0)
+        y = self.xp.take(self.y, order, axis=0)
+        if any(self.reach) or self.rotation or self.zoom:
+            x = self.move(x, self.placed(self.moves[span]), self.xp)
+        return ((x, y), (y, x)) if self.with_images else (x, y)
+
+
+class ValidationBatches(keras.utils.PyDataset):
+    """Batches `((x, y), (y, x), weights)` of equal size, in order.
+
+    The last batch is filled up with images of weight zero, so that nothing is compiled
+    for a smaller one; all others have the weight that makes Keras' averages over the
+    batches exact. Each output has weights of its own, of the shape of its losses.
+
+    Args:
+        x: array of shape `(n, height, width, channels)`.
+        y: array of shape `(n, n_class)`.
+        batch_size: int.
+        with_images: bool. See `TrainingBatches`. Defaults to True.
+        devices: int. See `TrainingBatches`. Defaults to 1.
+        share: pair of int. See `TrainingBatches`. Defaults to `(0, 1)`.
+    """
+
+    def __init__(self, x, y, batch_size, with_images=True, devices=1, share=(0, 1)):
+        super().__init__()
+        self.with_images = with_images
+        self.x, self.y = x, y
+        self.batch_size = _batch_size(batch_size, len(x), devices)
+        self.share = share
+
+    def __len__(self):
+        """Return the number of batches."""
+        return math.ceil(len(self.x) / self.batch_size)
+
+    def __getitem__(self, index):
+        """Return batch `index`."""
+        span = _span(index, self.batch_size, self.share)
+        indices = np.arange(span.start, span.stop)
+        real = indices < len(self.x)
+        weights = real.astype("float32") * (len(self) * self.batch_size / len(self.x))
+        x, y = (a[np.minimum(indices, len(self.x) - 1)] for a in (self.x, self.y))
+        if not self.with_images:
+            return x, y, weights
+        return (x, y), (y, x), (weights, weights[:, np.newaxis, np.newaxis])

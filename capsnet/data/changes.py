@@ -1,0 +1,86 @@
+"""Images moved, turned and scaled: what makes more of a training set."""
+
+import numpy as np
+
+
+def shift_images(images, shifts, xp=np):
+    """Move each image by whole pixels; what moves in is zero.
+
+    Args:
+        images: array of shape `(n, height, width, channels)`.
+        shifts: integer array of shape `(n, 2)`: pixels down and pixels to the right.
+        xp: the module to compute with, `numpy` or `keras.ops`. Defaults to `numpy`.
+
+    Returns:
+        An array of the shape of `images`.
+    """
+    shifts = xp.array(shifts)
+    rows = xp.arange(images.shape[1]) - shifts[:, :1]  # where a row comes from
+    columns = xp.arange(images.shape[2]) - shifts[:, 1:]
+    return _pixels_at(images, rows[:, :, None], columns[:, None, :], xp)
+
+
+def transform_images(images, transforms, xp=np):
+    """Transform each image, by linear interpolation; what comes from outside is zero.
+
+    Args:
+        images: array of shape `(n, height, width, channels)`.
+        transforms: float array of shape `(n, 2, 3)`. Its product with a pixel's
+            `(row, column, 1)`, counted from the middle of the image, is the place that
+            the pixel comes from, counted likewise; see `inverse_transforms`.
+        xp: see `shift_images`. Defaults to `numpy`.
+
+    Returns:
+        An array of the shape of `images`.
+    """
+    n, height, width, channels = images.shape
+    middle = np.array([[(height - 1) / 2], [(width - 1) / 2]], "float32")
+    grid = np.indices((height, width), "float32").reshape(2, -1) - middle
+    transforms, middle, (rows, columns) = map(xp.array, (transforms, middle, grid))
+    places = (  # (n, 2, height * width); no matrix product, which may round more
+        transforms[:, :, :1] * rows
+        + transforms[:, :, 1:2] * columns
+        + transforms[:, :, 2:]
+        + middle
+    )
+    corners = xp.floor(places)
+    parts = (places - corners)[..., None]
+    corners = xp.array(corners, dtype="int32")
+    moved = 0
+    for i, down in enumerate((1 - parts[:, 0], parts[:, 0])):
+        for j, right in enumerate((1 - parts[:, 1], parts[:, 1])):
+            corner = _pixels_at(images, corners[:, 0] + i, corners[:, 1] + j, xp)
+            moved = moved + down * right * corner
+    return xp.reshape(moved, (n, height, width, channels))
+
+
+def inverse_transforms(shifts, angles, scales):
+    """Return what `transform_images` takes, for images turned, scaled, then moved.
+
+    Args:
+        shifts: array of shape `(n, 2)`: pixels down and pixels to the right.
+        angles: array of shape `(n,)`: degrees, anticlockwise.
+        scales: array of shape `(n,)`: factors on the size.
+
+    Returns:
+        A float32 array of shape `(n, 2, 3)`.
+    """
+    cosine, sine = np.cos(np.radians(angles)), np.sin(np.radians(angles))
+    turn = np.array([[cosine, sine], [-sine, cosine]]) / scales  # (2, 2, n)
+    turn = np.moveaxis(turn, 2, 0)
+    origin = -turn @ np.asarray(shifts)[:, :, None]
+    return np.concatenate([turn, origin], axis=2).astype("float32")
+
+
+def _pixels_at(images, rows, columns, xp):
+    """The pixels at whole places, one row and column for each; zero outside."""
+    n, height, width, channels = images.shape
+    inside = xp.logical_and(
+        xp.logical_and(rows >= 0, rows < height),
+        xp.logical_and(columns >= 0, columns < width),
+    )
+    source = xp.clip(rows, 0, height - 1) * width + xp.clip(columns, 0, width - 1)
+    first = xp.arange(n) * (height * width)  # of each image
+    source = source + xp.reshape(first, (n,) + (1,) * (len(source.shape) - 1))
+    pixels = xp.take(xp.reshape(images, (-1, channels)), source, axis=0)
+    return xp.where(inside[..., None], pixels, xp.zeros_like(pixels))

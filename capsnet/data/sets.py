@@ -1,0 +1,180 @@
+"""Data sets by their names: `load` takes what `--dataset` takes."""
+
+import hashlib
+import io
+import os
+import pathlib
+import pickle
+
+import keras
+import numpy as np
+
+from capsnet.data.arrays import Data, from_arrays, load_npz
+from capsnet.data.folders import load_folder
+from capsnet.files import keras_home
+from capsnet.options import NAMED_SETS
+
+MNIST_PATH = str(pathlib.Path(__file__).parents[2] / "data" / "mnist.npz")
+"""The MNIST that a clone of this project has beside its package."""
+
+MNIST_SHA256 = "edb50ad5c9f6ad6c7843b0e70355c1294158ccceb854766360abaa61e690c70a"
+"""Of that file."""
+
+_MNIST_ARRAYS_SHA256 = (
+    "06b0d1f124c4e5fa796686ade41a9b778edacc8622f2195a352ef479ad44fc16"
+)
+"""Of its four arrays, one after the other."""
+
+
+_FASHION = (
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+)
+
+_CIFAR10 = (
+    *("airplane", "automobile", "bird", "cat", "deer"),
+    *("dog", "frog", "horse", "ship", "truck"),
+)
+
+
+def load(name, image_size=None, color="auto", test_share=0.2, seed=0):
+    """Load a data set by its name, from a folder of pictures, or from an `.npz` file.
+
+    Args:
+        name: str. One of `NAMED_SETS`, or a path.
+        image_size: pair of int, optional. Height and width for the pictures of a
+            folder, see `load_folder`.
+        color: `"auto"`, `"gray"` or `"rgb"`, for a folder.
+        test_share: float. Share of a folder's pictures that are kept for the test.
+        seed: int. Draws those.
+
+    Returns:
+        A `Data`.
+
+    Raises:
+        OSError: if a file can't be read.
+        ValueError: if it is no data set; the message says what is wrong.
+    """
+    if name == "mnist":
+        return Data(*load_mnist(), tuple("0123456789"))
+    if name == "fashion_mnist":
+        return _load_fashion_mnist()
+    if name == "cifar10":
+        return _load_cifar10()
+    if os.path.isdir(name):
+        return load_folder(name, image_size, color, test_share, seed)
+    if not os.path.exists(name):
+        raise ValueError(
+            f"--dataset {name}: no such file or folder, and not one of the names "
+            + ", ".join(NAMED_SETS)
+        )
+    return load_npz(name)
+
+
+def load_mnist(path=MNIST_PATH):
+    """Load the MNIST database of handwritten digits.
+
+    Args:
+        path: str. The file. Defaults to the one that a clone of this project has; where
+            that is not there, since the project is installed, Keras brings the same.
+
+    Returns:
+        `((x_train, y_train), (x_test, y_test))`, see `Data`.
+
+    Raises:
+        OSError: if the file can't be read.
+        ValueError: if it is not what this project ships.
+    """
+    if path == MNIST_PATH and not os.path.exists(path):
+        return _load_mnist_by_keras()
+    with open(path, "rb") as file:
+        digest = hashlib.sha256(file.read()).hexdigest()
+    if digest != MNIST_SHA256:
+        raise ValueError(
+            f"{path}: damaged, its sha256 is {digest[:12]}... and not "
+            f"{MNIST_SHA256[:12]}...; restore it with `git checkout data/mnist.npz`"
+        )
+    data = load_npz(path)
+    return data.train, data.test
+
+
+def _load_mnist_by_keras():
+    folder = os.path.join(keras_home(), "datasets")
+    origin = "https://storage.googleapis.com/tensorflow/tf-keras-datasets"
+    load_data = keras.datasets.mnist.load_data
+    train, test = _download("mnist", load_data, "mnist.npz", origin, folder)
+    content = b"".join(array.tobytes() for array in (*train, *test))
+    if hashlib.sha256(content).hexdigest() != _MNIST_ARRAYS_SHA256:
+        raise ValueError(f"{folder}: its mnist.npz is not MNIST; remove it")
+    return from_arrays("mnist", *train, *test)[:2]
+
+
+def _download(name, load_data, files, origin, folder):
+    """Call Keras' loader; where it fails, say which files to put where."""
+    try:
+        return load_data()
+    except Exception as error:  # Keras raises a bare Exception without a network
+        raise ValueError(
+            f"--dataset {name}: can't be downloaded ({str(error).splitlines()[0]}); "
+            f"put {files} from {origin} into {folder}"
+        ) from error
+
+
+def _load_fashion_mnist():
+    names = (f"{a}-{b}-ubyte.gz" for a in ("train", "t10k") for b in _IDX)
+    splits = _download(
+        "fashion_mnist",
+        keras.datasets.fashion_mnist.load_data,
+        ", ".join(names),
+        "https://github.com/zalandoresearch/fashion-mnist",
+        os.path.join(keras_home(), "datasets", "fashion-mnist"),
+    )
+    return from_arrays("fashion_mnist", *splits[0], *splits[1], _FASHION)
+
+
+_IDX = ("images-idx3", "labels-idx1")
+
+
+def _load_cifar10():
+    """Read CIFAR-10 where Keras has unpacked it, or have Keras download it first."""
+    unpacked = os.path.join(keras_home(), "datasets", "cifar-10-batches-py-target")
+    folder = os.path.join(unpacked, "cifar-10-batches-py")
+    if not os.path.isdir(folder):
+        _download(
+            "cifar10",
+            keras.datasets.cifar10.load_data,
+            "the unpacked cifar-10-python.tar.gz",
+            "https://www.cs.toronto.edu/~kriz/cifar.html",
+            unpacked,
+        )
+    batches = [_read_cifar(folder, f"data_batch_{i}") for i in range(1, 6)]
+    x_train, y_train = (np.concatenate(arrays) for arrays in zip(*batches))
+    test = _read_cifar(folder, "test_batch")
+    return from_arrays("cifar10", x_train, y_train, *test, _CIFAR10)
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Reads pickles of NumPy arrays, and refuses everything that could run code."""
+
+    def find_class(self, module, name):
+        module = module.replace("numpy._core", "numpy.core")
+        if (module, name) in (("numpy", "ndarray"), ("numpy", "dtype")):
+            return getattr(np, name)
+        if (module, name) == ("numpy.core.multiarray", "_reconstruct"):
+            return np.zeros(0).__reduce__()[0]
+        if (module, name) == ("_codecs", "encode"):
+            return lambda text, coding: text.encode(coding)
+        raise pickle.UnpicklingError(f"refused: {module}.{name}")
+
+
+def _read_cifar(folder, name):
+    """Read one batch in CIFAR-10's own format."""
+    path = os.path.join(folder, name)
+    with open(path, "rb") as file:
+        content = file.read()
+    try:
+        batch = _ArraysOnly(io.BytesIO(content), encoding="bytes").load()
+        x = batch[b"data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+        return x, np.asarray(batch[b"labels"], "uint8")
+    except Exception as error:  # whatever a damaged file makes the reader raise
+        raise ValueError(f"{path}: not a batch of CIFAR-10: {error}") from error

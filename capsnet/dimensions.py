@@ -1,0 +1,62 @@
+"""What the dimensions of a class capsule stand for."""
+
+import os
+
+import numpy as np
+
+from capsnet import pictures
+from capsnet.data import TrainingBatches
+from capsnet.inference import predict_in_batches
+from capsnet.strokes import measure_strokes
+
+MANIPULATIONS = np.linspace(-0.25, 0.25, 11)
+"""What `capsulenet.manipulate_latent` adds to a dimension (Sabour et al. 2017, figure 4)."""
+
+
+def some_of(digit, true, seed, most):
+    """Choose images of a class; returns their indices."""
+    return np.random.default_rng(seed).permutation(np.flatnonzero(true == digit))[:most]
+
+
+def manipulated(model, x, y, amounts):
+    """Reconstruct images with `amounts` added to each dimension of their capsule.
+
+    Returns:
+        An array `(n, dim_capsule, len(amounts), height, width, channels)`.
+    """
+    n_class, dim = model.inputs[2].shape[1:]
+    noise = np.zeros((dim, len(amounts), n_class, dim), "float32")
+    for d in range(dim):
+        noise[d, :, :, d] = np.reshape(amounts, (-1, 1))
+    noise = noise.reshape(-1, n_class, dim)
+    inputs = [np.repeat(x, len(noise), axis=0), np.repeat(y, len(noise), axis=0)]
+    images = predict_in_batches(model, [*inputs, np.tile(noise, (len(x), 1, 1))])
+    return images.reshape(len(x), dim, len(amounts), *x.shape[1:])
+
+
+def show(model, data, args, digits, images=20):
+    """Measure and draw what the dimensions of the class capsules stand for.
+
+    The change between the two ends of `MANIPULATIONS`, a mean over some images of each
+    class, is given in standard deviations among all test images, shifted as the
+    training shifts them.
+    """
+    x_test, y_test = data
+    true = np.argmax(y_test, 1)
+    names = args.class_names or [str(i) for i in range(y_test.shape[1])]
+    (seen, _), _ = TrainingBatches(
+        x_test, y_test, len(x_test), args.shift_fraction, shifts=args.shifts
+    )[0]
+    spread = np.std(measure_strokes(seen), axis=0)
+    ends = MANIPULATIONS[[0, -1]]
+    pairs, effects = [], []
+    for digit in digits:
+        chosen = some_of(digit, true, args.seed, images)
+        drawn = manipulated(model, x_test[chosen], y_test[chosen], ends)
+        measured = measure_strokes(drawn)
+        change = np.mean(measured[:, :, 1] - measured[:, :, 0], axis=0)
+        pairs.append(drawn[0])
+        effects.append(change / np.where(spread > 1e-6, spread, np.inf))
+    path = os.path.join(args.save_dir, "dimensions.png")
+    pictures.plot_dimensions(pairs, effects, [names[digit] for digit in digits], path)
+    print(f"What the dimensions stand for: {path}")

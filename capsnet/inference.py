@@ -1,0 +1,40 @@
+"""A model run over arrays, in batches that the memory holds."""
+
+import keras
+import numpy as np
+
+
+def images_at_once(model):
+    """Return how many images a model should be given at once, to stay within 3 GB.
+
+    500 digits of MNIST, fewer where there are more primary capsules than their 1,152;
+    100 for a network without capsules.
+    """
+    if "digitcaps" not in [layer.name for layer in model.layers]:
+        return 100
+    capsules = model.get_layer("digitcaps").input.shape[1]
+    return max(1, min(500, 500 * 1152 // capsules))
+
+
+def predict_in_batches(model, inputs, batch_size=None):
+    """Run a model over arrays in batches of one size, so that nothing compiles twice.
+
+    A larger batch costs less an image, since the kernels are transformed once a batch.
+    `model.predict` would take 0.04 s more a call, for a pipeline that it sets up.
+
+    Args:
+        model: a Keras model.
+        inputs: list of its inputs, arrays of equal length.
+        batch_size: int. Defaults to `images_at_once`.
+
+    Returns:
+        What `model.predict` returns.
+    """
+    n = len(inputs[0])
+    batch_size = min(batch_size or images_at_once(model), n)
+    parts = []
+    for begin in range(0, n, batch_size):
+        indices = np.minimum(np.arange(begin, begin + batch_size), n - 1)
+        batch = [array[indices] for array in inputs]
+        parts.append(model.predict_on_batch(batch if len(batch) > 1 else batch[0]))
+    return keras.tree.map_structure(lambda *arrays: np.concatenate(arrays)[:n], *parts)

@@ -1,0 +1,77 @@
+"""What the layers compute with: devices, types, and sums."""
+
+import contextlib
+import functools
+
+import keras
+from keras import ops
+
+TYPICAL_BATCH = 100
+"""The batch size that costs are reckoned for where a graph leaves it open."""
+
+
+def on_cpu():
+    """Whether new tensors are placed on a CPU, on any backend.
+
+    Specific to the backend: where a graph is being traced, tensors of JAX and
+    TensorFlow do not tell, and one has to be made outside of it.
+    """
+    outside = contextlib.nullcontext()
+    if keras.backend.backend() == "jax":
+        import jax
+
+        outside = jax.ensure_compile_time_eval()
+    elif keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        outside = tf.init_scope()
+    with outside:
+        return "cpu" in str(ops.convert_to_tensor(0.0).device).lower()
+
+
+def replicas(batch=None):
+    """Return how many devices a batch is shared out to by `keras.distribution`.
+
+    XLA sums gradients over the devices as soon as it can, be they larger than the
+    weight's own or in many pieces. Where each device works with a copy of the weight,
+    along an axis of its own, there is one sum, that of the weight's gradient. A batch
+    that the devices can't share equally is left to XLA.
+
+    Args:
+        batch: int, optional. The size of a batch, if it is known.
+    """
+    distribution = keras.distribution.distribution()
+    devices = distribution.num_model_replicas if distribution else 1
+    return 1 if isinstance(batch, int) and batch % devices else devices
+
+
+def full_dtype(dtype=None):
+    """The type that is computed in where half precision does not do.
+
+    Args:
+        dtype: the type of the half or full precision. Defaults to that of Keras'
+            global policy.
+
+    Returns:
+        `"float32"`, or `"float64"` where `dtype` is that.
+    """
+    dtype = dtype or keras.config.dtype_policy().compute_dtype
+    return (
+        "float64" if keras.backend.standardize_dtype(dtype) == "float64" else "float32"
+    )
+
+
+def full(x):
+    """Return `x` in the type of `full_dtype`."""
+    return ops.cast(x, full_dtype(x.dtype))
+
+
+def as_float(x):
+    """`x` as a tensor; integers become float32."""
+    x = ops.convert_to_tensor(x)
+    return x if keras.backend.is_float_dtype(x.dtype) else full(x)
+
+
+def total(terms):
+    """The sum of tensors, without the zero that `sum` starts from."""
+    return functools.reduce(ops.add, terms)

@@ -1,0 +1,347 @@
+"""Every option of the command line, once.
+
+`OPTIONS` is all there is to an option: what reads the command line, checks a value,
+compares a run with the one that it goes on from, passes flags on, or lists them in
+`docs/options.md` (`python -m capsnet.command_line`) does so by this declaration. Keras is
+not imported, so that `--help` and what is typed wrong are answered at once.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import operator
+import os
+
+NAMED_SETS = ("mnist", "fashion_mnist", "cifar10")
+"""Data sets that are known by name."""
+
+CONV_FORMS = ("auto", "direct", "spectral", "patches")
+"""Forms of a convolution, see `capsnet.spectral`."""
+
+
+def _digit(text):
+    """Turn the number of a class into an int, and leave `all`."""
+    try:
+        return text if text == "all" else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not the number of a class, nor all"
+        ) from None
+
+
+def _image_size(text):
+    """Turn `28` or `28x32` into height and width."""
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and int(side) for side in sides):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither SIDE nor HEIGHTxWIDTH")
+    return [int(sides[0]), int(sides[-1])]
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """One option.
+
+    Args:
+        name: str. Its flag is `--name`, unless there is a `flag`.
+        default: its value where it is not given.
+        help: str. What it is, in a line or two.
+        group: str. Where `--help` lists it; None for what only `train` takes.
+        type: function that turns text into its value. Defaults to the default's type.
+        rule: pair of a function that tells whether a value is allowed, and of words for
+            that. Defaults to every value.
+        choices: tuple of the values that there are, if they are few.
+        short: str. A flag of one letter, as `-r`.
+        flag: str. The flag that turns a default of True off, without dashes.
+        more: dict of further arguments of `ArgumentParser.add_argument`.
+        decides: bool. Whether what is trained depends on it, so that a run goes on with
+            the same value alone. Defaults to True.
+    """
+
+    name: str
+    default: object
+    help: str = ""
+    group: str | None = None
+    type: object = None
+    rule: tuple | None = None
+    choices: tuple | None = None
+    short: str | None = None
+    flag: str | None = None
+    more: dict = dataclasses.field(default_factory=dict)
+    decides: bool = True
+
+    def add_to(self, parser):
+        """Add the option to an `argparse` parser, or to a group of one."""
+        flags = [f"--{self.flag or self.name}"]
+        given = {"default": self.default, "help": self.help, "dest": self.name}
+        if isinstance(self.default, bool):
+            given["action"] = f"store_{not self.default}".lower()
+        else:
+            given["type"] = self.type or type(self.default)
+            given["choices"] = self.choices
+        flags[:0] = [f"-{self.short}"] if self.short else []
+        parser.add_argument(*flags, **given, **self.more)
+
+
+_AT_LEAST_0 = (lambda value: 0 <= value < math.inf, "at least 0")
+_AT_LEAST_1 = (lambda value: value >= 1, "at least 1")
+_FRACTION = (lambda value: 0 <= value < 1, "at least 0 and below 1")
+DATA, TRAINING = "data", "training"
+TESTING, PICTURES = "testing", "own pictures"
+NETWORK, RUN = "more about the network and its training", "the run"
+
+OPTIONS = (
+    Option(
+        "dataset",
+        "mnist",
+        f"one of {', '.join(NAMED_SETS)}, a folder of pictures with a sub-folder for "
+        "each class, or an .npz file like data/mnist.npz",
+        DATA,
+    ),
+    Option(
+        "image_size",
+        None,
+        "side of a folder's pictures, or HEIGHTxWIDTH, their own if absent; for "
+        "--predict that of the images of -w's network, where its file does not tell",
+        DATA,
+        type=_image_size,
+    ),
+    Option(
+        "color",
+        "auto",
+        "of a folder's pictures; auto is grey where no picture has a colour",
+        DATA,
+        choices=("auto", "gray", "rgb"),
+    ),
+    Option(
+        "test_share",
+        0.2,
+        "share of a folder's pictures kept for the test, without train/ and test/",
+        DATA,
+        rule=(lambda value: 0 < value < 1, "above 0 and below 1"),
+    ),
+    Option("epochs", 50, "epochs to train", TRAINING, rule=_AT_LEAST_1),
+    Option("batch_size", 100, "images a step", TRAINING, rule=_AT_LEAST_1),
+    Option("lr", 0.001, "initial learning rate", TRAINING, rule=_AT_LEAST_0),
+    Option(
+        "save_dir",
+        "./result",
+        "directory for everything written",
+        TRAINING,
+        decides=False,
+    ),
+    Option(
+        "weights",
+        None,
+        "weights to start from or to test; --resume takes those of its run alone",
+        TRAINING,
+        type=str,
+        short="w",
+        decides=False,
+    ),
+    Option(
+        "resume",
+        False,
+        "go on with the run in save_dir",
+        TRAINING,
+        decides=False,
+    ),
+    Option(
+        "seed",
+        None,
+        "makes a run repeatable; drawn if absent",
+        TRAINING,
+        type=int,
+        rule=(lambda value: value is None or 0 <= value < 2**32, "0 to 2**32 - 1"),
+    ),
+    Option(
+        "testing",
+        False,
+        "test instead of training",
+        TESTING,
+        short="t",
+        decides=False,
+    ),
+    Option(
+        "digit",
+        5,
+        "class whose capsule -t manipulates, or all of them",
+        TESTING,
+        type=_digit,
+        decides=False,
+    ),
+    Option(
+        "predict",
+        None,
+        "tell the classes of pictures or folders of pictures, with -w; exits with 1 "
+        "where some of them can't be read, with 2 where none can",
+        PICTURES,
+        type=str,
+        more={"nargs": "+", "metavar": "FILE"},
+        decides=False,
+    ),
+    Option(
+        "json",
+        False,
+        "--predict prints JSON, an object a line",
+        PICTURES,
+        decides=False,
+    ),
+    Option(
+        "no_invert",
+        False,
+        "--predict takes dark drawings on a light ground as they are",
+        PICTURES,
+        decides=False,
+    ),
+    Option(
+        "routings",
+        3,
+        "routing iterations, at least 1",
+        NETWORK,
+        rule=_AT_LEAST_1,
+        short="r",
+    ),
+    Option(
+        "routing_gradient",
+        True,
+        "take the coupling coefficients as constants in the gradient; faster",
+        NETWORK,
+        flag="no_routing_gradient",
+    ),
+    Option(
+        "lam_recon",
+        0.392,
+        "weight of the reconstruction loss; 0.392 = 0.0005 * 784 pixels",
+        NETWORK,
+        rule=_AT_LEAST_0,
+    ),
+    Option("optimizer", "adam", "the optimizer", NETWORK, choices=("adam", "lamb")),
+    Option(
+        "schedule",
+        "exponential",
+        "the learning rate falls by lr_decay each epoch, or as a cosine to zero",
+        NETWORK,
+        choices=("exponential", "cosine"),
+    ),
+    Option(
+        "lr_decay",
+        0.9,
+        "factor on the learning rate after each epoch; nearer to 1 for more epochs",
+        NETWORK,
+        rule=(lambda value: 0 < value < math.inf, "above 0"),
+    ),
+    Option(
+        "ema",
+        0.0,
+        "momentum of the average of the weights that is validated and kept; 0: none",
+        NETWORK,
+        rule=_FRACTION,
+    ),
+    Option(
+        "shift_fraction",
+        0.1,
+        "training images move by up to this fraction of their side",
+        NETWORK,
+        rule=_FRACTION,
+    ),
+    Option(
+        "shifts",
+        "whole",
+        "they move by whole pixels, or by parts of one as well",
+        NETWORK,
+        choices=("whole", "interpolated"),
+    ),
+    Option(
+        "rotation",
+        0.0,
+        "training images turn by up to so many degrees, in either direction",
+        NETWORK,
+        rule=(lambda value: 0 <= value <= 180, "0 to 180 degrees"),
+    ),
+    Option(
+        "zoom",
+        0.0,
+        "training images shrink or grow by up to this fraction of their size",
+        NETWORK,
+        rule=_FRACTION,
+    ),
+    Option(
+        "conv",
+        "auto",
+        "form of the convolutions",
+        NETWORK,
+        choices=CONV_FORMS,
+    ),
+    Option(
+        "precision",
+        "float32",
+        "of the matrix products; weights, softmax, squash, losses stay float32",
+        NETWORK,
+        choices=("float32", "bfloat16"),
+    ),
+    Option(
+        "pause_after",
+        0,
+        "stop after so many epochs, for --resume to go on; 0 for never",
+        RUN,
+        rule=_AT_LEAST_0,
+        decides=False,
+    ),
+    Option(
+        "deterministic",
+        False,
+        "compute the same bits each time, also where a run is interrupted",
+        RUN,
+    ),
+    Option("debug", False, "weight histograms for TensorBoard", RUN, decides=False),
+    # What `train` and `test` take besides, and this command line has no flags for.
+    Option("class_names", None, decides=False),
+    Option("run_options", None, decides=False),
+    Option("test_batch_size", None, decides=False),
+    Option("log_interval", 0, decides=False),
+    Option("threads", 1, decides=False),
+    Option("keep_checkpoints", 2, decides=False),
+    Option("draw_reconstructions", False, decides=False),
+)
+"""All options, in the order of `--help`."""
+
+DEFAULTS = {option.name: option.default for option in OPTIONS}
+
+
+def complete(args):
+    """Return `args` with the default for every option that it lacks.
+
+    Args:
+        args: namespace with any of the options as attributes.
+    """
+    args = argparse.Namespace(**{**DEFAULTS, **vars(args)})
+    for name in ("save_dir", "weights"):  # which may be a pathlib.Path
+        if getattr(args, name) is not None:
+            setattr(args, name, os.fspath(getattr(args, name)))
+    return args
+
+
+def check_options(args, n_class=None):
+    """Raise a `ValueError` that names the option, its value and the rule it breaks.
+
+    Args:
+        args: namespace with all options.
+        n_class: int, optional. The number of classes that `digit` is checked against.
+    """
+    for option in OPTIONS:
+        value = getattr(args, option.name)
+        if option.rule and not option.rule[0](value):
+            raise ValueError(f"--{option.name} {value}: must be {option.rule[1]}")
+    if n_class is not None and args.digit != "all" and not 0 <= args.digit < n_class:
+        raise ValueError(f"--digit {args.digit}: the classes are 0 to {n_class - 1}")
+
+
+def of_the_run(args):
+    """Return the options that the result of a training depends on, a dict."""
+    if args.run_options:
+        return args.run_options
+    decisive = sorted(option.name for option in OPTIONS if option.decides)
+    options = {name: getattr(args, name) for name in decisive}
+    # As they come back from a checkpoint: no tuples, no numbers of NumPy.
+    return json.loads(json.dumps(options, default=operator.methodcaller("item")))

@@ -1,0 +1,109 @@
+"""`--predict`: the user's own pictures, and what the network says of them."""
+
+import json
+import os
+import sys
+
+import numpy as np
+
+from capsnet import data, options, pictures
+from capsnet.errors import printable
+from capsnet.files import make_save_dir
+
+
+def answer(args, load_model, predict):
+    """Tell the classes of picture files.
+
+    Prints a table, or with `args.json` a JSON object a line. A picture that can't be
+    read is named on the way. With a `save_dir` that was given, writes
+    `predictions.png`, pictures beside reconstructions.
+
+    Args:
+        args: namespace of the command line.
+        load_model: function of that name of `capsulenet`.
+        predict: likewise.
+
+    Returns:
+        The number of pictures that can't be read.
+
+    Raises:
+        OSError: if the weights can't be read.
+        ValueError: if they are none, or no picture can be read.
+    """
+    if args.weights is None:
+        raise ValueError("--predict: needs weights, -w FILE")
+    (_, model, _), about = load_model(args.weights, args.routings, args.image_size)
+    shape = tuple(model.inputs[0].shape[1:])
+    images, read, unreadable = _read(
+        args.predict, shape, about["like_mnist"], not args.no_invert
+    )
+    classes, lengths, reconstructions = predict(model, images)
+    names = about["class_names"]
+    _tell(read, classes, lengths, names, args.json)
+    if args.save_dir != options.DEFAULTS["save_dir"]:
+        make_save_dir(args.save_dir)
+        path = os.path.join(args.save_dir, "predictions.png")
+        titles = [names[chosen] for chosen in classes]
+        pictures.plot_predictions(images, reconstructions, titles, path)
+        print(f"Pictures and reconstructions: {path}", file=sys.stderr)
+    return unreadable
+
+
+def _read(paths, shape, like_mnist, invert):
+    """Read pictures as the network takes them; names those that can't be read.
+
+    Args:
+        paths: list of str. Files, and folders of files.
+        shape: tuple `(height, width, channels)` of the network's images.
+        like_mnist: bool. See `capsnet.data.fit_picture`.
+        invert: bool. Likewise.
+
+    Returns:
+        `(images, read, unreadable)`: an array `(n, height, width, channels)`, the
+        paths of its images, and the number of files that can't be read.
+
+    Raises:
+        ValueError: if none can be read.
+    """
+    files = []
+    for path in paths:
+        files += data.pictures_under(path) if os.path.isdir(path) else [path]
+    images, read = [], []
+    for path in files:
+        try:
+            picture = data.read_picture(path)
+        except ValueError as error:
+            print(f"Left out: {printable(error)}", file=sys.stderr)
+            continue
+        images.append(data.fit_picture(picture, shape, like_mnist, invert))
+        read.append(path)
+    if not images:
+        raise ValueError(
+            f"--predict {printable(' '.join(paths))}: no readable pictures"
+        )
+    return np.stack(images), read, len(files) - len(read)
+
+
+def _tell(files, classes, lengths, names, as_json):
+    """Print a table of the likeliest classes, or a JSON object a line.
+
+    Args:
+        files: list of str. The pictures.
+        classes: int array `(n,)`, the likeliest class of each.
+        lengths: float array `(n, n_class)`.
+        names: list of str. The classes.
+        as_json: bool.
+    """
+    if not as_json:
+        print(f"{'class':<12}  {'likeliest, with capsule length':<42}  picture")
+    for path, chosen, row in zip(files, classes, lengths):
+        likeliest = [(names[i], round(float(row[i]), 4)) for i in np.argsort(-row)[:3]]
+        if as_json:
+            print(
+                json.dumps(
+                    {"file": path, "class": names[chosen], "lengths": dict(likeliest)}
+                )
+            )
+        else:
+            text = "  ".join(f"{name} {length:.3f}" for name, length in likeliest)
+            print(f"{names[chosen]:<12}  {text:<42}  {printable(path)}")

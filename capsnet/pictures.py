@@ -1,0 +1,286 @@
+"""Every figure: what came out, drawn to files that are whole or not there at all."""
+
+import math
+import os
+import sys
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from PIL import Image
+
+from capsnet.files import whole_file
+from capsnet.strokes import STROKES
+
+
+def combine_images(generated_images, height=None, width=None):
+    """Arrange images in a grid, row by row.
+
+    Args:
+        generated_images: array of shape `(n, rows, columns, channels)`.
+        height: int. Images from top to bottom. Defaults to what `width` leaves, or to
+            the smallest height of a grid that is about square.
+        width: int. Images from left to right. Defaults to what `height` leaves.
+
+    Returns:
+        An array of the dtype of `generated_images`: `(height * rows, width * columns)`
+        for one channel, `(height * rows, width * columns, channels)` for more. Places
+        without an image are zero.
+
+    Raises:
+        ValueError: if the images do not fit into `height` x `width`.
+    """
+    num, rows, columns, channels = generated_images.shape
+    if height is None and width is None:
+        width = math.isqrt(num)
+    if height is None:
+        height = math.ceil(num / width)
+    elif width is None:
+        width = math.ceil(num / height)
+    if height * width < num:
+        raise ValueError(f"{num} images do not fit into a {height} x {width} grid")
+    grid = np.zeros((height * width, rows, columns, channels), generated_images.dtype)
+    grid[:num] = generated_images
+    grid = grid.reshape(height, width, rows, columns, channels)
+    image = grid.transpose(0, 2, 1, 3, 4).reshape(height * rows, width * columns, -1)
+    return image[:, :, 0] if channels == 1 else image
+
+
+def plot_log(filename, show=True):
+    """Plot a training log, losses above and accuracies below.
+
+    The picture is saved beside the log, as `log.png` for `log.csv`.
+
+    Args:
+        filename: str. A CSV file with a column `epoch`, as `keras.callbacks.CSVLogger`
+            writes it.
+        show: bool. Whether to open a window too, which happens only in an interactive
+            session on a screen and never blocks. Defaults to True.
+    """
+    data = pd.read_csv(filename)
+    show = show and _can_show()
+    figure = plt.figure(figsize=(6, 8)) if show else Figure(figsize=(6, 8))
+    for axes, kind in zip(figure.subplots(2, 1), ("loss", "acc"), strict=True):
+        for column in data.columns:
+            if kind in column:
+                style = "--" if column.startswith("val_") else "-"
+                marker = "o" if len(data) == 1 else None
+                axes.plot(
+                    data["epoch"] + 1, data[column], style, marker=marker, label=column
+                )
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel("loss" if kind == "loss" else "accuracy")
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend(fontsize="small")
+    figure.tight_layout()
+    _save(figure, os.path.splitext(filename)[0] + ".png")
+    if show:
+        plt.show(block=False)
+
+
+def show_test(x_test, x_recon, true, predicted, names, save_dir):
+    """Draw what came out of a test, and say where.
+
+    Writes `real_and_recon.png`: up to 50 images above their reconstructions;
+    `confusion.png`: how often which class was taken for which; and `mistakes.png`: up to
+    50 misread images.
+
+    Args:
+        x_test: array `(n, height, width, channels)`, in [0, 1].
+        x_recon: the reconstructions, an array of that shape, or None.
+        true: int array `(n,)`.
+        predicted: int array `(n,)`.
+        names: list of str. The classes.
+        save_dir: str. The directory.
+    """
+    if x_recon is not None:
+        shown = min(50, len(x_test))
+        image = combine_images(
+            np.concatenate([x_test[:shown], x_recon[:shown]]),
+            width=10 if shown == 50 else shown,
+        )
+        path = os.path.join(save_dir, "real_and_recon.png")
+        save_image(image, path)
+        print(f"Reconstructed images are saved to {path}")
+    counts = np.zeros((len(names), len(names)), int)
+    np.add.at(counts, (true, predicted), 1)
+    path = os.path.join(save_dir, "confusion.png")
+    plot_confusion(counts, names, path)
+    print(f"Which class was taken for which: {path}")
+    path = os.path.join(save_dir, "mistakes.png")
+    wrong = np.flatnonzero(predicted != true)
+    plot_mistakes(x_test[wrong], true[wrong], predicted[wrong], names, path)
+    print(f"The misread images: {path}")
+
+
+def plot_confusion(counts, names, path):
+    """Draw how often which class was taken for which.
+
+    Args:
+        counts: int array `(n_class, n_class)`: images of the class of the row that were
+            taken for that of the column.
+        names: list of str. The classes.
+        path: str. The picture to write.
+    """
+    n = len(names)
+    side = min(20, 3 + 0.45 * n)
+    figure = Figure(figsize=(side + 1, side))
+    axes = figure.subplots()
+    mistakes = np.where(np.eye(n, dtype=bool), 0, counts)
+    most = max(1, mistakes.max())
+    axes.imshow(mistakes, cmap="Reds", vmax=most)
+    if n <= 30:
+        style = {"ha": "center", "va": "center", "size": 8}
+        for row, column in zip(*np.nonzero(counts)):
+            color = "white" if mistakes[row, column] > most / 2 else "black"
+            axes.text(column, row, counts[row, column], color=color, **style)
+        axes.set_xticks(range(n), names, rotation=90, parse_math=False)
+        axes.set_yticks(range(n), names, parse_math=False)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    wrong, total = mistakes.sum(), counts.sum()
+    axes.set_title(f"{wrong} of {total} images misread")
+    figure.tight_layout()
+    _save(figure, path)
+
+
+def plot_mistakes(images, true, predicted, names, path, most=50):
+    """Draw misread images, each with its true and its predicted class.
+
+    Args:
+        images: array `(n, height, width, channels)`, in [0, 1].
+        true: int array `(n,)`.
+        predicted: int array `(n,)`.
+        names: list of str. The classes.
+        path: str. The picture to write.
+        most: int. Images that are shown at most. Defaults to 50.
+    """
+    titles = [f"{names[t]} as {names[p]}" for t, p in zip(true, predicted)]
+    shown = min(most, len(images))
+    heading = f"{shown} of {len(images)} misread images: true as predicted"
+    _draw_images([images[:shown]], titles[:shown], heading, path)
+
+
+def plot_dimensions(pairs, effects, names, path, most=30):
+    """Draw what the dimensions of class capsules change about the strokes.
+
+    A row a class, a column a dimension. Each place shows one image, left with the
+    dimension lowered and right with it raised, under the property that this changes
+    most: among several images, of which one is shown.
+
+    Args:
+        pairs: for each class an array `(dim, 2, height, width, channels)`, in [0, 1].
+        effects: for each class an array `(dim, len(STROKES))`: how far the properties
+            move, in standard deviations among images. Below 0.5 the name of the
+            property is grey.
+        names: list of str. The classes.
+        path: str. The picture to write.
+        most: int. Classes that are shown at most. Defaults to 30.
+    """
+    shown, dim = min(most, len(names)), len(pairs[0])
+    figure = Figure(figsize=(1 + 1.25 * dim, 0.8 + 0.85 * shown))
+    grid = figure.subplots(shown, dim, squeeze=False)
+    for row in range(shown):
+        for column in range(dim):
+            axes = grid[row, column]
+            image = np.concatenate(list(np.clip(pairs[row][column], 0, 1)), axis=1)
+            axes.imshow(_shown(image), cmap="gray")
+            axes.set_xticks([])
+            axes.set_yticks([])
+            strongest = np.argmax(np.abs(effects[row][column]))
+            effect = effects[row][column][strongest]
+            axes.set_title(
+                f"{STROKES[strongest]} {effect:+.1f}",
+                fontsize=8,
+                color=f"C{strongest}" if abs(effect) >= 0.5 else "0.7",
+            )
+            if row == shown - 1:
+                axes.set_xlabel(f"dimension {column}", fontsize=8)
+        grid[row, 0].set_ylabel(
+            names[row], rotation=0, ha="right", va="center", parse_math=False
+        )
+    heading = (
+        "each dimension lowered and raised, and what that changes most, on average, in "
+        "standard deviations among the test images"
+    )
+    if shown < len(names):
+        heading = f"{shown} of {len(names)} classes; {heading}"
+    figure.suptitle(heading, fontsize=10)
+    figure.tight_layout()
+    _save(figure, path)
+
+
+def plot_predictions(images, reconstructions, titles, path, most=50):
+    """Draw images above their reconstructions, with titles.
+
+    Args:
+        images: array `(n, height, width, channels)`, in [0, 1].
+        reconstructions: array of that shape, or None.
+        titles: list of str.
+        path: str. The picture to write.
+        most: int. Images that are shown at most. Defaults to 50.
+    """
+    rows = [images] if reconstructions is None else [images, reconstructions]
+    heading = (
+        "pictures" if reconstructions is None else "pictures, reconstructions below"
+    )
+    _draw_images([row[:most] for row in rows], titles[:most], heading, path)
+
+
+def _draw_images(rows, titles, heading, path, width=10):
+    """Draw a grid; each place has the images of that index in `rows`, and a title."""
+    count = len(titles)
+    columns = max(1, min(width, count))
+    lines = max(1, math.ceil(count / columns))
+    figure = Figure(
+        figsize=(max(5, 1.2 * columns), 0.6 + (0.4 + len(rows)) * 1.1 * lines)
+    )
+    places = figure.subplots(lines, columns, squeeze=False).ravel()
+    for index, axes in enumerate(places):
+        axes.axis("off")
+        if index < count:
+            image = np.concatenate([np.clip(row[index], 0, 1) for row in rows])
+            axes.imshow(_shown(image), cmap="gray")
+            axes.set_title(titles[index], fontsize=8, parse_math=False)
+    figure.suptitle(heading, fontsize=9)
+    figure.tight_layout()
+    _save(figure, path)
+
+
+def save_image(image, path):
+    """Save an image, and show it as `plot_log` shows its picture.
+
+    Args:
+        image: array `(rows, columns)` or `(rows, columns, channels)`, in [0, 1].
+        path: str. The file to write; its ending tells the format.
+    """
+    pixels = np.round(_shown(image) * 255).astype("uint8")
+    with whole_file(path) as temporary:
+        Image.fromarray(pixels).save(temporary)
+    if _can_show():
+        plt.figure(os.path.basename(path))
+        plt.imshow(pixels, cmap="gray")
+        plt.axis("off")
+        plt.show(block=False)
+
+
+def _shown(image):
+    """Return what a picture can show of an image: three channels, or else the first."""
+    if image.ndim == 2:
+        return image
+    return image[..., :3] if image.shape[-1] >= 3 else image[..., 0]
+
+
+def _save(figure, path):
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=100)
+
+
+def _can_show():
+    """Whether a person is at a prompt, before a screen."""
+    interactive = hasattr(sys, "ps1") or matplotlib.is_interactive()
+    return interactive and plt.get_backend().lower() != "agg"

@@ -1,0 +1,122 @@
+"""What a training or a prediction takes: memory, devices, compilation."""
+
+import math
+
+import keras
+
+from capsnet import machine
+from capsnet.architecture import primary_positions
+from capsnet.numerics import on_cpu
+from capsnet.routing import ROUTING_BLOCK_BYTES
+from capsnet.training import devices
+
+
+def step_memory(model, batch_size):
+    """Estimate the memory that a training step needs beyond an idle process.
+
+    Eight arrays of the size of the weights (gradients, Adam's averages, transformed
+    kernels), eight of each layer's output, six of what goes into and comes out of a
+    spectral convolution, and what the routing works with. Coarse: for four networks of
+    28 to 64 pixels on TensorFlow it was 0.8 to 1.7 times what was measured.
+
+    Args:
+        model: the training model.
+        batch_size: int.
+
+    Returns:
+        The number of bytes, an int.
+    """
+    numbers = 0
+    for layer in model.layers:
+        output = math.prod(layer.output.shape[1:])
+        numbers += 8 * output
+        if getattr(layer, "form", None) == "spectral":
+            numbers += 6 * (math.prod(layer.input.shape[1:]) + output)
+    digitcaps = model.get_layer("digitcaps")
+    coupling = digitcaps.num_capsule * digitcaps.input.shape[1] * batch_size
+    coupling = min(coupling, ROUTING_BLOCK_BYTES // 4)
+    return 4 * (8 * model.count_params() + batch_size * numbers + 48 * coupling)
+
+
+def check_memory(shape, n_class):
+    """Raise a `ValueError` where the weights of `CapsNet` alone would fill the memory."""
+    there = machine.machine_memory()
+    capsules = 32 * primary_positions(*shape[:2])
+    needed = 4 * (capsules * 8 * n_class * 16 + 1024 * math.prod(shape))
+    if on_cpu() and there and needed > there:
+        raise ValueError(
+            f"images of {shape[0]} x {shape[1]} pixels need {needed / 1e9:.0f} GB for "
+            f"the weights alone, and this machine has {there / 1e9:.0f}: a smaller "
+            "--image_size helps"
+        )
+
+
+def describe(model, batch_size=None):
+    """Describe what is about to be trained.
+
+    Args:
+        model: the training model.
+        batch_size: int, optional. With it comes a line on sizes and memory.
+
+    Returns:
+        A line that names the backend and the forms of the convolutions, and whether XLA
+        compiles; then numbers of capsules and parameters and the memory of a step, with
+        a warning where that exceeds the machine's.
+    """
+    forms = [
+        f"{layer.name} {layer.form}"
+        for layer in model.layers
+        if getattr(layer, "form", None)
+    ]
+    if model.jit_compile:
+        forms.append("compiled by XLA: the first step takes longer")
+    lines = [f"Backend {keras.backend.backend()}: {', '.join(forms)}"]
+    names = [layer.name for layer in model.layers]
+    if batch_size and "digitcaps" in names:
+        needed, there = step_memory(model, batch_size), machine.machine_memory()
+        lines.append(
+            f"{model.get_layer('digitcaps').input.shape[1]} primary capsules, "
+            f"{model.count_params():,} parameters, about {needed / 1e9:.1f} GB a step "
+            f"of {batch_size} images"
+        )
+        if on_cpu() and there and needed > there:
+            lines.append(
+                f"Warning: this machine has {there / 1e9:.1f} GB. A smaller "
+                "--batch_size or --image_size brings the need down."
+            )
+    return "\n".join(lines)
+
+
+def jit_compile():
+    """Return what Keras is to compile by XLA.
+
+    Specific to the backend: what XLA compiles can't be mirrored by TensorFlow.
+    """
+    if keras.backend.backend() == "tensorflow" and devices.replicas() > 1:
+        return False
+    return "auto"
+
+
+def steps_per_execution(steps):
+    """Return the number of steps between two looks at the numbers, which make an accelerator wait.
+
+    Specific to the backend: PyTorch's trainer takes one step at a time.
+    """
+    if on_cpu() or keras.backend.backend() == "torch":
+        return 1
+    return max(1, steps // 20)
+
+
+def images_on_device():
+    """Whether the images are kept on the accelerator."""
+    one = devices.replicas() == 1
+    return one and not on_cpu() and keras.backend.backend() != "tensorflow"
+
+
+def batch_threads(threads):
+    """Return how many threads may prepare batches.
+
+    Specific to the backend: with JAX and PyTorch, Keras' threads keep batches of one
+    epoch for the next one, so that most of an epoch's order would be that of another.
+    """
+    return threads if keras.backend.backend() == "tensorflow" else 1

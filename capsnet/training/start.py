@@ -1,0 +1,91 @@
+"""What a command line needs before there is a network: options checked, data, weights."""
+
+import contextlib
+
+import keras
+
+from capsnet import data as datasets
+from capsnet import options, weights
+from capsnet.files import make_save_dir
+from capsnet.training import devices, resources, resume
+
+
+def prepare(args):
+    """Check what the user gave, load the data, and set seed and precision.
+
+    Args:
+        args: namespace with all options; `seed`, `digit` and `class_names` are set
+            where they are open.
+
+    Returns:
+        `(data, resumed)`: a `capsnet.data.Data`, and the record of the checkpoint that
+        the run goes on from, or None.
+
+    Raises:
+        OSError: if a file can't be read or written.
+        ValueError: if something can't be what it is.
+    """
+    options.check_options(args)
+    if args.deterministic:
+        devices.make_deterministic()
+    data = datasets.load(args.dataset, args.image_size, args.color, args.test_share)
+    (x_train, y_train), args.class_names = data.train, data.class_names
+    if args.dataset != "mnist" and args.digit == options.DEFAULTS["digit"]:
+        args.digit = min(args.digit, y_train.shape[1] - 1)
+    options.check_options(args, n_class=y_train.shape[1])
+    resumed = None if args.testing else resume.checkpoint_to_resume(args)
+    args.seed = devices.draw_seed() if args.seed is None else args.seed
+    keras.utils.set_random_seed(args.seed)
+    if args.precision == "bfloat16":
+        keras.config.set_dtype_policy("mixed_bfloat16")
+    resources.check_memory(x_train.shape[1:], y_train.shape[1])
+    if devices.host()[0] == 0:
+        make_save_dir(args.save_dir)
+    return data, resumed
+
+
+def load_weights(model, args):
+    """Load the weights that the user named; a test has to be of what they were trained on.
+
+    Routing has no weights, so that another number of iterations would go unnoticed.
+
+    Raises:
+        OSError: if the file can't be read.
+        ValueError: if it is of another network.
+    """
+    said, stored = weights.read(args.weights)
+    built = said.get("architecture")
+    built = built if isinstance(built, dict) else {}
+    if args.testing:
+        _check_trained_on(model, args, built, said.get("class_names"))
+    weights.set_weights(model, stored, args.weights)
+
+
+def _check_trained_on(model, args, built, names):
+    trained = built.get("routings")
+    if trained not in (None, args.routings):
+        raise ValueError(
+            f"--routings {args.routings}: {args.weights} was trained with --routings "
+            f"{trained}"
+        )
+    shape, n_class = built.get("input_shape"), built.get("n_class")
+    here = list(model.inputs[0].shape[1:]), model.outputs[0].shape[-1]
+    if shape and (shape, n_class) != here:
+        height, width, channels = shape
+        colour = "grey" if channels == 1 else "colour"
+        raise ValueError(
+            f"{args.weights}: was trained on {height} x {width} {colour}, classes "
+            f"{', '.join(map(str, names or []))[:200]}, which --dataset {args.dataset} "
+            "is not: add the --dataset that it was"
+        )
+
+
+@contextlib.contextmanager
+def random_weights_said(args):
+    """Say before and after a test of random weights that it is one."""
+    said = "No weights are given (-w): the test is of random weights."
+    if args.weights is None:
+        print(said)
+    yield
+    if args.weights is None:
+        print(said)

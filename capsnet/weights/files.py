@@ -1,0 +1,145 @@
+"""Files of weights, written whole and read as data alone."""
+
+import io
+import itertools
+import json
+import os
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+
+from capsnet.files import open_file, whole_file
+from capsnet.weights import reader
+
+SECONDS_TO_READ = 60
+"""Patience with the process that reads a file of weights; a second more for 5 MB."""
+
+
+def save_weights(model, path, about=None):
+    """Write the weights of one of the trio's models to an HDF5 file.
+
+    Keras 3 writes weights only under names that end in `.weights.h5`. This writes the
+    layout of Keras 2 under any name, so that `trained_model.h5` stays what it was:
+    CapsNet-Keras itself can read it, and so can Keras 3's `load_weights`.
+
+    Args:
+        model: a model of the trio.
+        path: str. The file; one that is there is replaced when the new one is whole.
+        about: dict, optional. Whatever JSON can hold; `read` returns it.
+    """
+    content = io.BytesIO()  # HDF5 itself does not survive a full disk
+    with h5py.File(content, "w") as file:
+        weighted = [layer for layer in model.layers if layer.weights]
+        file.attrs["layer_names"] = [layer.name.encode() for layer in weighted]
+        file.attrs["backend"] = b"tensorflow"
+        file.attrs["capsnet"] = about = json.dumps(about or {})
+        # The version of the layout; without it Keras takes the weights for older
+        # ones, and converts them.
+        file.attrs["keras_version"] = b"2.15.0"
+        values = {layer.name: layer.get_weights() for layer in weighted}
+        file.attrs["sha256"] = reader.checksum(about, values)
+        for layer in weighted:
+            group = file.create_group(layer.name)
+            names = [f"{weight.path}:0" for weight in layer.weights]
+            group.attrs["weight_names"] = [name.encode() for name in names]
+            for name, value in zip(names, values[layer.name], strict=True):
+                group[name] = value
+    with whole_file(path) as temporary, open(temporary, "wb") as file:
+        file.write(content.getbuffer())
+
+
+def load_weights(model, path):
+    """Load weights into a model of the trio, and so into all three.
+
+    Reads what `save_weights` writes, Keras 3's `.weights.h5` and `.keras` files of this
+    model, and the HDF5 files of CapsNet-Keras under Keras 2 (weights or whole model).
+    Layers are found by their names. Nothing is changed unless everything fits.
+
+    Args:
+        model: a model of the trio.
+        path: str. The file.
+
+    Returns:
+        The dict that `save_weights` was given, empty for other files.
+
+    Raises:
+        OSError: if the file can't be read.
+        ValueError: if it is no such file, or its weights are of another model; the
+            message names the layer and both shapes.
+    """
+    about, weights = read(path)
+    set_weights(model, weights, path)
+    return about
+
+
+def set_weights(model, stored, path):
+    """Set the weights that `read` returned; the rest is as for `load_weights`."""
+    weighted = [layer for layer in model.layers if layer.weights]
+    for layer in weighted:
+        if layer.name not in stored:
+            raise ValueError(
+                f"{path}: holds no layer {layer.name!r}, but "
+                f"{repr(sorted(stored))[1:-1][:200] or 'none at all'}; not a CapsNet's "
+                "weights"
+            )
+        shapes = [tuple(weight.shape) for weight in layer.weights]
+        found = [value.shape for value in stored[layer.name]]
+        if shapes != found:
+            raise ValueError(
+                f"{path}: layer {layer.name!r} has shapes {found} in the file and "
+                f"{shapes} in the model"
+            )
+    for layer in weighted:
+        layer.set_weights(stored[layer.name])
+
+
+def read(path):
+    """Read a file of any of the formats that `load_weights` takes.
+
+    It is read as data alone, in a process of its own whose time and memory are limited
+    (`capsnet/weights/reader.py`): no damaged or hostile file can run code, hang or crash this
+    one.
+
+    Args:
+        path: str. The file.
+
+    Returns:
+        `(about, weights)`: the dict that `save_weights` was given, empty for other
+        files, and a dict of layer names to lists of arrays, whose numbers are finite.
+
+    Raises:
+        OSError: if the file can't be read.
+        ValueError: if it is no such file.
+    """
+    return read_apart(path)
+
+
+def read_apart(path, *how):
+    """Run `capsnet/weights/reader.py` on a file, and return what it read; see `read`."""
+    with open_file(path):  # an OSError that names the file
+        pass
+    try:
+        done = subprocess.run(
+            [sys.executable, reader.__file__, path, *how],
+            env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},  # threads take memory
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=SECONDS_TO_READ + os.path.getsize(path) // 5_000_000,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        reason = "it takes too long"
+        raise ValueError(f"{path}: not a readable weights file ({reason})") from None
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").splitlines()
+        reason = said[-1] if said else "the reader was ended"
+        raise ValueError(f"{path}: not a readable weights file ({reason})")
+    with np.load(io.BytesIO(done.stdout), allow_pickle=False) as arrays:
+        header, *values = (arrays[name] for name in arrays)
+    about, counts = json.loads(str(header))
+    values = iter(values)
+    return about, {
+        layer: list(itertools.islice(values, count)) for layer, count in counts.items()
+    }
