@@ -40,7 +40,7 @@ def build_parser():
 
 
 if __name__ == "__main__":
-    command_line.before_keras(build_parser().parse_args)
+    command_line.begin(build_parser().parse_args)
 
 import keras
 

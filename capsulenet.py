@@ -13,7 +13,7 @@ References:
 from capsnet import command_line
 
 if __name__ == "__main__":  # Keras takes seconds, and typing errors need none
-    command_line.before_keras(command_line.build_parser().parse_args)
+    command_line.begin(command_line.build_parser().parse_args)
 
 import math
 import os

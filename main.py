@@ -15,7 +15,7 @@ import contextlib
 import math
 import os
 
-from capsnet.command_line import Parser, before_keras
+from capsnet.command_line import Parser, begin
 
 
 def _yes_or_no(text):
@@ -85,7 +85,7 @@ def build_parser():
 
 
 if __name__ == "__main__":
-    before_keras(build_parser().parse_args)
+    begin(build_parser().parse_args)
     if build_parser().parse_args().no_cuda:
         os.environ |= {"CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}
 

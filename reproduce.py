@@ -28,7 +28,7 @@ import statistics
 from capsnet.command_line import (
     Parser,
     as_flags,
-    before_keras,
+    begin,
     build_parser,
     one_line_errors,
 )
@@ -151,7 +151,7 @@ def parse(argv=None):
 
 if __name__ == "__main__":
     with one_line_errors():
-        before_keras(parse)
+        begin(parse)
 
 import filelock
 import keras

@@ -8,6 +8,7 @@ import contextlib
 import os
 import signal
 import sys
+import tempfile
 
 from capsnet.errors import Interrupted, first_line, is_bad_input, printable
 from capsnet.options import OPTIONS
@@ -70,19 +71,33 @@ def build_parser():
     return parser
 
 
-def before_keras(read):
-    """Answer `--help` and what is typed wrong, before Keras takes seconds to be there.
+def begin(read):
+    """Read the command line, then import Keras.
 
-    TensorFlow's own lines about its start stay off the screen, and Ctrl-C ends it in
-    silence.
+    `--help` and what is typed wrong are answered at once, before Keras takes seconds.
+    What TensorFlow says of its start stays off the screen, unless it fails. Ctrl-C on
+    the way ends it in silence.
 
     Args:
         read: function without arguments that reads the command line.
     """
     read()
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with tempfile.TemporaryFile() as said, contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # there may be no screen
+            screen = os.dup(2)
+            stack.callback(os.close, screen)
+            stack.callback(os.dup2, screen, 2)
+            os.dup2(said.fileno(), 2)
+        try:
+            import keras  # noqa: F401
+        except BaseException:
+            stack.close()
+            said.seek(0)
+            os.write(2, said.read())
+            raise
 
 
 def as_flags(values, parser=None):
@@ -150,6 +165,8 @@ def one_line_errors():
     The exit code is 2 for bad input, 1 for a sick training, and 130 or 143 for Ctrl-C or
     SIGTERM.
     """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as `begin` left it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
     except OSError as error:

@@ -330,7 +330,7 @@ def check_options(args, n_class=None):
         n_class: int, optional. The number of classes that `digit` is checked against.
     """
     for option in OPTIONS:
-        value = getattr(args, option.name)
+        value = getattr(args, option.name, option.default)
         if option.rule and not option.rule[0](value):
             raise ValueError(f"--{option.name} {value}: must be {option.rule[1]}")
     if n_class is not None and args.digit != "all" and not 0 <= args.digit < n_class:

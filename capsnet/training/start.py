@@ -6,7 +6,6 @@ import keras
 
 from capsnet import data as datasets
 from capsnet import options, weights
-from capsnet.files import make_save_dir
 from capsnet.training import devices, resources, resume
 
 
@@ -39,8 +38,6 @@ def prepare(args):
     if args.precision == "bfloat16":
         keras.config.set_dtype_policy("mixed_bfloat16")
     resources.check_memory(x_train.shape[1:], y_train.shape[1])
-    if devices.host()[0] == 0:
-        make_save_dir(args.save_dir)
     return data, resumed
 
 

@@ -1,0 +1,15 @@
+"""`python -m capsnet`, and the command `capsulenet` of an installation."""
+
+from capsnet import command_line
+
+
+def main():
+    """Run the command line of `capsulenet.py`."""
+    command_line.begin(command_line.build_parser().parse_args)
+    import capsulenet
+
+    capsulenet.main()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+import argparse
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+from keras import optimizers
+
+from capsnet import command_line, options
+from capsnet.spectral import CONV_FORMS
+from capsnet.training.optimizers import OPTIMIZERS
+
+
+def choices(name):
+    return next(o.choices for o in options.OPTIONS if o.name == name)
+
+
+def test_choices_are_what_the_code_knows():
+    assert choices("conv") == CONV_FORMS == options.CONV_FORMS
+    assert dict.fromkeys(choices("optimizer")) == dict.fromkeys(OPTIMIZERS)
+    assert OPTIMIZERS["adam"] is optimizers.Adam
+
+
+def test_every_option_has_its_default_for_train_and_on_the_command_line():
+    complete = options.complete(argparse.Namespace(epochs=3))
+    assert vars(complete) == {**options.DEFAULTS, "epochs": 3}
+    parsed = vars(command_line.build_parser().parse_args([]))
+    assert parsed == {o.name: o.default for o in options.OPTIONS if o.group}
+
+
+def test_flags_say_what_was_parsed():
+    parser = command_line.build_parser()
+    flags = (
+        "--epochs 3 --image-size 28x32 --no-routing-gradient -w a --digit all --json "
+        "--predict b c"
+    )
+    args = parser.parse_args(flags.split())
+    told = command_line.settings(args, parser)
+    assert told.startswith("Settings: ")
+    said = told.removeprefix("Settings: ")
+    for part in ("--image_size 28x32", "--no_routing_gradient", "--weights a"):
+        assert part in said
+    assert parser.parse_args(said.split()) == args
+    nothing = command_line.settings(parser.parse_args([]), parser)
+    assert nothing == "Settings: the defaults"
+
+
+def test_help_is_in_groups_with_defaults_where_there_are_values():
+    text = command_line.build_parser().format_help()
+    places = [text.index(f"\n{o.group}:") for o in options.OPTIONS if o.group]
+    assert places == sorted(places) and len(set(places)) == 6
+    assert "(default: 50)" in text and "(default: True)" not in text
+    assert "(default: None)" not in text and "(default: False)" not in text
+    assert text.index("examples:") > places[-1]
+    assert text.count("\n  python capsulenet.py") == 3
+
+
+def test_the_documentation_has_the_table():
+    with open(os.path.join(ROOT, "docs", "options.md"), encoding="utf-8") as file:
+        assert command_line.table().strip() in file.read()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("capsulenet.py", "--help"),
+        ("capsulenet.py", "--epochs", "x"),
+        ("capsulenet-multi-gpu.py", "--help"),
+        ("main.py", "--threads", "x"),
+        ("reproduce.py", "--help"),
+        ("reproduce.py", "--seed", "1"),
+        ("-m", "capsnet", "--foo"),
+    ],
+)
+def test_help_and_typing_errors_need_no_keras(command, tmp_path):
+    (tmp_path / "keras.py").write_text("raise SystemExit('Keras was imported')")
+    path = os.pathsep.join([str(tmp_path), ROOT])
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Keras was" not in done.stderr
+    if "--help" in command:
+        assert done.returncode == 0 and "usage:" in done.stdout
+    else:
+        assert done.returncode == 2 and done.stderr.count("\n") == 1
+        assert "error: " in done.stderr
