@@ -1,0 +1,47 @@
+import numpy as np
+import pytest
+from conftest import options
+
+import capsulenet
+from capsnet import options as options_of
+from capsnet.training import start
+
+
+def small(channels=1, n_class=3):
+    size = {"filters": 4, "kernel_size": 5, "n_channels": 1, "dim_primary": 4}
+    return capsulenet.CapsNet((12, 12, channels), n_class, 2, dim_capsule=4, **size)
+
+
+@pytest.mark.parametrize("channels, n_class", [(3, 3), (1, 4)])
+def test_a_test_of_weights_says_what_they_were_trained_on(tmp_path, channels, n_class):
+    model = small(channels, n_class)[0]
+    about = {"architecture": capsulenet.architecture(model), "class_names": ["a", "b"]}
+    path = str(tmp_path / "w.h5")
+    capsulenet.save_weights(model, path, about)
+    args = options(tmp_path, weights=path, testing=True, routings=2)
+    args = options_of.complete(args)
+    start.load_weights(small(channels, n_class)[0], args)
+    colour = "grey" if channels == 1 else "colour"
+    said = f"w.h5: was trained on 12 x 12 {colour}, classes a, b, which --dataset mnist"
+    with pytest.raises(ValueError, match=f"{said} .*add the --dataset"):
+        start.load_weights(small()[0], args)
+
+
+def test_random_weights_are_said_at_both_ends(tmp_path, capsys):
+    for weights, times in ((None, 2), ("w.h5", 0)):
+        with start.random_weights_said(options(tmp_path, weights=weights)):
+            print("tested")
+        lines = capsys.readouterr().out.splitlines()
+        assert sum("random weights" in line for line in lines) == times
+        assert times == 0 or [i for i, t in enumerate(lines) if t == "tested"] == [1]
+
+
+def test_what_is_open_is_settled_before_there_is_a_network(tmp_path, squares):
+    args = options_of.complete(options(tmp_path, dataset=squares, seed=7, digit=5))
+    data, resumed = start.prepare(args)
+    assert resumed is None and args.digit == 1
+    assert list(args.class_names) == list(data.class_names) == ["0", "1"]
+    assert np.shape(data.train[0]) == (40, 17, 17, 1)
+    args.seed = None
+    start.prepare(args)
+    assert 0 <= args.seed < 2**31
