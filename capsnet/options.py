@@ -197,7 +197,7 @@ OPTIONS = (
     Option(
         "routings",
         3,
-        "routing iterations, at least 1",
+        "routing iterations",
         NETWORK,
         rule=_AT_LEAST_1,
         short="r",

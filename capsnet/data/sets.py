@@ -71,7 +71,7 @@ def load(name, image_size=None, color="auto", test_share=0.2, seed=0):
     return load_npz(name)
 
 
-def load_mnist(path=MNIST_PATH):
+def load_mnist(path=None):
     """Load the MNIST database of handwritten digits.
 
     Args:
@@ -85,8 +85,9 @@ def load_mnist(path=MNIST_PATH):
         OSError: if the file can't be read.
         ValueError: if it is not what this project ships.
     """
-    if path == MNIST_PATH and not os.path.exists(path):
+    if path is None and not os.path.exists(MNIST_PATH):
         return _load_mnist_by_keras()
+    path = path or MNIST_PATH
     with open(path, "rb") as file:
         digest = hashlib.sha256(file.read()).hexdigest()
     if digest != MNIST_SHA256:
