@@ -139,13 +139,7 @@ OPTIONS = (
         short="w",
         decides=False,
     ),
-    Option(
-        "resume",
-        False,
-        "go on with the run in save_dir",
-        TRAINING,
-        decides=False,
-    ),
+    Option("resume", False, "go on with the run in save_dir", TRAINING, decides=False),
     Option(
         "seed",
         None,
@@ -155,12 +149,7 @@ OPTIONS = (
         rule=(lambda value: value is None or 0 <= value < 2**32, "0 to 2**32 - 1"),
     ),
     Option(
-        "testing",
-        False,
-        "test instead of training",
-        TESTING,
-        short="t",
-        decides=False,
+        "testing", False, "test instead of training", TESTING, short="t", decides=False
     ),
     Option(
         "digit",
@@ -194,14 +183,7 @@ OPTIONS = (
         PICTURES,
         decides=False,
     ),
-    Option(
-        "routings",
-        3,
-        "routing iterations",
-        NETWORK,
-        rule=_AT_LEAST_1,
-        short="r",
-    ),
+    Option("routings", 3, "routing iterations", NETWORK, rule=_AT_LEAST_1, short="r"),
     Option(
         "routing_gradient",
         True,
@@ -266,13 +248,7 @@ OPTIONS = (
         NETWORK,
         rule=_FRACTION,
     ),
-    Option(
-        "conv",
-        "auto",
-        "form of the convolutions",
-        NETWORK,
-        choices=CONV_FORMS,
-    ),
+    Option("conv", "auto", "form of the convolutions", NETWORK, choices=CONV_FORMS),
     Option(
         "precision",
         "float32",
@@ -295,6 +271,14 @@ OPTIONS = (
         RUN,
     ),
     Option("debug", False, "weight histograms for TensorBoard", RUN, decides=False),
+    Option(
+        "verbose",
+        1,
+        "progress of an epoch: 0 none, 1 a bar that moves, 2 a line at its end",
+        RUN,
+        choices=(0, 1, 2),
+        decides=False,
+    ),
     # What `train` and `test` take besides, and this command line has no flags for.
     Option("class_names", None, decides=False),
     Option("run_options", None, decides=False),

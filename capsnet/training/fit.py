@@ -121,6 +121,7 @@ def _fit(model, data, args, compile_model, watching):
             batches,
             initial_epoch=begin,
             epochs=end,
+            verbose=args.verbose,
             shuffle=False,  # the batches bring their own order
             validation_data=validation_batches,
             callbacks=[*used, *watching],
