@@ -83,7 +83,7 @@ def _finish(model, args, end):
         print(f"Paused after epoch {end} of {args.epochs}; --resume goes on")
         return
     weights = os.path.join(args.save_dir, "trained_model.h5")
-    save_weights(model, weights, _about(model, args))
+    save_weights(model, weights, _kept_with_weights(model, args))
     print(f"Trained model saved to {weights}")
     plot_log(os.path.join(args.save_dir, "log.csv"), show=True)
 
@@ -185,7 +185,7 @@ def _save_interrupted(model, args, number, where):
         weights = os.path.join(args.save_dir, "interrupted_model.h5")
         log = os.path.join(args.save_dir, "log.csv")
         try:
-            save_weights(model, weights, _about(model, args))
+            save_weights(model, weights, _kept_with_weights(model, args))
             said.append(f"The weights of that moment: {weights}")
             if os.path.exists(log):
                 plot_log(log, show=False)
@@ -195,7 +195,7 @@ def _save_interrupted(model, args, number, where):
     return "\n".join(said)
 
 
-def _about(model, args):
+def _kept_with_weights(model, args):
     """What travels with the weights, so that `--predict` needs no flags."""
     if not has_capsules(model):
         return {}
