@@ -1,8 +1,10 @@
+"""What the README shows and states."""
+
 import os
 import re
 
 import numpy as np
-from conftest import ROOT, run_python
+from helpers import ROOT, run_python
 
 import capsulenet
 import reproduce
