@@ -146,12 +146,14 @@ def table():
         for option in OPTIONS:
             if option.group != group:
                 continue
-            flag = f"`--{option.flag or option.name}`"
-            flag += f", `-{option.short}`" if option.short else ""
-            plain = option.default is None or isinstance(option.default, bool)
-            default = "" if plain else f"`{option.default}`"
+            flag = f"`-{option.short}`, " if option.short else ""
+            flag += f"`--{option.flag or option.name}`"
+            switch = isinstance(option.default, bool)
+            default = "off" if switch else str(option.default).lower()
             about = option.help
-            about += f" ({', '.join(option.choices)})" if option.choices else ""
+            about += (
+                f" ({', '.join(map(str, option.choices))})" if option.choices else ""
+            )
             about += f"; {option.rule[1]}" if option.rule else ""
             lines.append(f"| {flag} | {default} | {about} |")
         lines.append("")

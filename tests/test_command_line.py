@@ -1,113 +1,40 @@
-"""The command line as a user runs it: processes, files and exit codes."""
-
-import importlib.util
-import json
 import os
 import shutil
 
-import numpy as np
+import keras
 import pytest
-from conftest import ROOT, run_script
-from PIL import Image
+from helpers import HOSTILE, ROOT, small_train
 
 import capsulenet
 import main
 from capsnet import data as datasets
-from capsnet import errors
 from capsnet.data import sets
 
-BACKENDS = [n for n in ("tensorflow", "jax", "torch") if importlib.util.find_spec(n)]
+
+def test_a_defect_in_the_training_is_no_bad_input_of_a_command_line(
+    tmp_path, with_callback
+):
+    class Fails(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            raise ValueError("a defect")
+
+    with_callback(Fails())
+    with pytest.raises(ValueError, match="a defect"), capsulenet.one_line_errors():
+        small_train(tmp_path)
+    with pytest.raises(SystemExit) as stop, capsulenet.one_line_errors():
+        small_train(tmp_path, lr=-1)
+    assert stop.value.code == 2
 
 
-def run(*args, cwd, backend=None, **environment):
-    """Run `python capsulenet.py` and return the finished process."""
-    if backend:
-        environment["KERAS_BACKEND"] = backend
-    return run_script("capsulenet.py", *args, cwd=cwd, **environment)
-
-
-@pytest.fixture
-def call(tmp_path, monkeypatch, capsys):
-    """`python capsulenet.py` without a process of its own, which costs seconds.
-
-    Gives a function that returns what was printed, on stdout and stderr.
-    """
-
-    def call(*args):
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setenv("KERAS_HOME", str(tmp_path / "home"))
-        capsulenet.main(list(map(str, args)))
-        return capsys.readouterr()
-
-    return call
-
-
-@pytest.fixture(scope="session")
-def digits(tmp_path_factory):
-    """A little of MNIST, three classes cut to 20 x 20 pixels, as an .npz file."""
-    (x_train, y_train), (x_test, y_test) = capsulenet.load_mnist()
-    arrays = {}
-    for split, x, y, n in (
-        ("train", x_train, y_train, 90),
-        ("test", x_test, y_test, 53),
-    ):
-        few = np.flatnonzero(y.argmax(1) < 3)[:n]
-        arrays[f"x_{split}"] = (x[few, 4:24, 4:24, 0] * 255).astype("uint8")
-        arrays[f"y_{split}"] = y[few].argmax(1)
-    path = tmp_path_factory.mktemp("data") / "digits.npz"
-    np.savez(path, **arrays)
-    return str(path)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_train_then_test(tmp_path, digits, backend, call):
-    common = ["--dataset", digits, "--save-dir", "out", "--seed", 3]
-    done = run(
-        *common,
-        *("--epochs", 2, "--batch-size=20", "--routings", 2, "--debug"),
-        cwd=tmp_path,
-        backend=backend,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "val_capsnet_accuracy" in done.stdout
-    out = tmp_path / "out"
-    log = (out / "log.csv").read_text().splitlines()
-    assert len(log) == 3 and "val_capsnet_accuracy" in log[0]
-    if importlib.util.find_spec("tensorflow"):
-        events = (out / "tensorboard-logs").rglob("events*")
-        assert any(b"conv1" in file.read_bytes() for file in events)
-
-    weights = os.path.join("out", "trained_model.h5")
-    digits = [0, 1, 2] if backend == "tensorflow" else [2]
-    digit = "all" if len(digits) > 1 else 2
-    printed = call(*common, "-t", "-w", weights, "-r2", "--digit", digit)
-    accuracy = float(printed.out.split("Test acc: ")[1].split()[0])
-    assert accuracy == pytest.approx(float(log[2].split(",")[7]), abs=1e-4)
-    with Image.open(out / "real_and_recon.png") as picture:
-        assert picture.size == (10 * 20, 10 * 20)
-    for digit in digits:
-        with Image.open(out / f"manipulate-{digit}.png") as picture:
-            assert picture.size == (11 * 20, 16 * 20)
-    assert (out / "dimensions.png").exists() == (len(digits) > 1)
-
-
-def test_testing_without_weights_says_so_and_goes_on(tmp_path, digits, call):
-    printed = call("-t", "--dataset", digits).out
-    assert "random weights" in printed and "Test acc:" in printed
-    assert sorted(os.listdir(tmp_path / "result")) == [
-        "confusion.png",
-        "manipulate-2.png",
-        "mistakes.png",
-        "real_and_recon.png",
-    ]
-
-
-def test_an_error_is_one_line_and_no_traceback(tmp_path):
-    done = run("--routings", 0, cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].endswith("--routings 0: must be at least 1")
-    assert "Traceback" not in done.stderr
-    assert os.listdir(tmp_path) == []
+@pytest.mark.parametrize("content", ["{}", ""], ids=["json", "empty"])
+def test_the_command_line_refuses_in_one_line(tmp_path, capfd, content):
+    path = tmp_path / "a.h5"
+    path.write_text(content)
+    with pytest.raises(SystemExit) as stop:
+        capsulenet.main(["-w", str(path), "--predict", "x.png"])
+    assert stop.value.code == 2
+    said = capfd.readouterr().err.splitlines()
+    assert len(said) == 1 and f"error: {path}: not a readable weights file" in said[0]
 
 
 @pytest.fixture(scope="module")
@@ -208,92 +135,6 @@ def test_defaults_are_those_of_capsnet_keras():
     assert expected.items() <= defaults.items()
 
 
-# Your own pictures -------------------------------------------------------------------
-
-
-def test_a_folder_of_digits_from_training_to_prediction(tmp_path, call):
-    (x, y), _ = capsulenet.load_mnist()
-    for digit, name in enumerate(("zero", "one", "two")):
-        (tmp_path / "digits" / name).mkdir(parents=True)
-        for i in np.flatnonzero(y.argmax(1) == digit)[:60]:
-            picture = Image.fromarray((x[i, 4:24, 4:24, 0] * 255).astype("uint8"))
-            picture.save(tmp_path / "digits" / name / f"{i}.png")
-    (tmp_path / "digits" / "two" / "broken.png").write_bytes(b"not a picture")
-    flags = ("--dataset", "digits", "--save_dir", "out", "--seed", 1, "--routings", 2)
-    printed = call(*flags, "--epochs", 5, "--batch_size", 12)
-    assert "1 of 181 pictures are not readable" in printed.out
-    weights = os.path.join("out", "trained_model.h5")
-    printed = call(*flags, "-t", "-w", weights)
-    assert float(printed.out.split("Test acc: ")[1].split()[0]) > 0.9
-    assert {"confusion.png", "mistakes.png"} <= set(os.listdir(tmp_path / "out"))
-
-    first = sorted((tmp_path / "digits" / "one").iterdir())[:2]
-    done = run(
-        *("--predict", *first, "digits/two", "--json", "-w", weights),
-        *("--save_dir", "seen"),
-        cwd=tmp_path,
-    )
-    assert done.returncode == 1, done.stderr  # one can't be read, all others are told
-    lines = [json.loads(line) for line in done.stdout.splitlines() if line[0] == "{"]
-    assert len(lines) == 62 and done.stderr.count("Left out: ") == 1
-    assert "Left out: digits/two/broken.png: not a readable picture" in done.stderr
-    assert [line["file"] for line in lines[:2]] == list(map(str, first))
-    right = [
-        line["class"] == name for line, name in zip(lines, ["one"] * 2 + ["two"] * 60)
-    ]
-    assert np.mean(right) > 0.9
-    assert len(lines[0]["lengths"]) == 3
-    assert (tmp_path / "seen" / "predictions.png").exists()
-    printed = call("--predict", *first, "-w", weights)
-    assert printed.out.count("one ") >= 2 and str(first[0]) in printed.out
-
-
-@pytest.fixture(scope="module")
-def two_classes(tmp_path_factory):
-    """The weights of a network for pictures of 17 x 17 pixels, and the network."""
-    path = str(tmp_path_factory.mktemp("weights") / "two.h5")
-    trio = capsulenet.CapsNet((17, 17, 1), 2, 1, filters=4, n_channels=2)
-    about = {"architecture": capsulenet.architecture(trio[0])}
-    capsulenet.save_weights(trio[0], path, {**about, "class_names": ["ape", "bee"]})
-    return path, trio
-
-
-# What a hostile name would do on a terminal: clear it, forge a row, turn the writing.
-HOSTILE = "\x1b[2J\x1b[Hbee\r\nbee  ape 0.999\u202e.png"
-
-
-def test_hostile_names_of_pictures_are_shown_and_not_obeyed(
-    tmp_path, call, two_classes, capsys
-):
-    folder = tmp_path / "new"
-    folder.mkdir()
-    for name in (os.fsencode(HOSTILE), b"\xff\xfe.png"):
-        with open(os.path.join(os.fsencode(folder), name), "wb") as file:
-            Image.new("L", (17, 17)).save(file, "PNG")
-        with open(os.path.join(os.fsencode(folder), b"broken" + name), "wb"):
-            pass
-    found = sorted(os.fsdecode(path) for path in os.listdir(os.fsencode(folder)))
-    whole, broken = ([n for n in found if ("broken" in n) == b] for b in (False, True))
-    for flags in ([], ["--json"]):
-        with pytest.raises(SystemExit) as caught:
-            call("--predict", "new", "-w", two_classes[0], *flags)
-        assert caught.value.code == 1
-        printed = capsys.readouterr()
-        lines = printed.out.splitlines()
-        assert all(line.isprintable() for line in printed.out.split("\n"))
-        assert all(line.isprintable() for line in printed.err.split("\n"))
-        assert printed.err.count("Left out: ") == 2
-        for name in broken:
-            assert f"Left out: new/{errors.printable(name)}: not a" in printed.err
-        if flags:
-            told = [json.loads(line)["file"] for line in lines]
-            assert told == [f"new/{name}" for name in whole]
-        else:
-            assert [line.split()[0] for line in lines[1:]] == ["ape", "ape"]
-            for line, name in zip(lines[1:], whole):
-                assert line.endswith(f"  new/{errors.printable(name)}")
-
-
 @pytest.mark.parametrize(
     "args",
     [
@@ -320,67 +161,3 @@ def test_hostile_names_in_errors_are_shown_and_not_obeyed(
         assert said.count("error: ") == 1
         assert all(line.isprintable() for line in said.split("\n"))
         assert r"\x1b[2J\x1b[Hbee" in said
-
-
-def test_pictures_that_are_no_squares_are_told_by_a_foreign_file(
-    tmp_path, call, capsys
-):
-    trio = capsulenet.CapsNet((18, 24, 1), 2, 3, filters=4, n_channels=2)
-    trio[0].save_weights(tmp_path / "a.weights.h5")
-    image = np.arange(18 * 24, dtype="uint8").reshape(18, 24)
-    Image.fromarray(image).save(tmp_path / "a.png")
-    predict = ("--predict", "a.png", "-w", "a.weights.h5", "--json")
-    told = json.loads(call(*predict, "--image_size", "18x24").out)
-    (expected,), _ = trio[1].predict(image.reshape(1, 18, 24, 1) / 255.0, verbose=0)
-    for digit in range(2):
-        assert told["lengths"][str(digit)] == pytest.approx(expected[digit], abs=1e-4)
-    with pytest.raises(SystemExit) as caught:
-        call(*predict)
-    assert caught.value.code == 2
-    said = capsys.readouterr().err
-    assert "18 x 24 or 24 x 18" in said and "--image_size HEIGHTxWIDTH" in said
-
-
-def test_pictures_of_which_none_is_readable_are_bad_input(
-    tmp_path, call, two_classes, capsys
-):
-    (tmp_path / "a.png").write_bytes(b"")
-    with pytest.raises(SystemExit) as caught:
-        call("--predict", "a.png", "-w", two_classes[0])
-    assert caught.value.code == 2
-    assert "--predict a.png: no readable pictures" in capsys.readouterr().err
-
-
-def test_colour_pictures_of_three_classes(tmp_path, call):
-    rng = np.random.default_rng(0)
-    for channel, name in enumerate(("red", "green", "blue")):
-        (tmp_path / "squares" / name).mkdir(parents=True)
-        for i in range(8):
-            picture = rng.integers(0, 90, (36, 36, 3), "uint8")
-            picture[10:26, 10:26, channel] += 150
-            Image.fromarray(picture).save(tmp_path / "squares" / name / f"{i}.jpg")
-    common = ("--dataset", "squares", "--save_dir", "out", "--batch_size", 4)
-    printed = call(*common, "--epochs", 1, "-r1")
-    assert "3200 primary capsules" in printed.out
-    printed = call(*common, "-t", "-r1", "-w", "out/trained_model.h5")
-    assert "Test acc: " in printed.out
-    printed = call("--predict", "squares", "-w", "out/trained_model.h5", "--json")
-    lines = [json.loads(line) for line in printed.out.splitlines() if line[0] == "{"]
-    assert len(lines) == 24
-    assert set(lines[0]["lengths"]) == {"red", "green", "blue"}
-
-
-def test_a_damaged_picture_among_a_thousand_costs_a_line(tmp_path, call):
-    rng = np.random.default_rng(0)
-    for label, name in enumerate(("dark", "light")):
-        (tmp_path / "shades" / name).mkdir(parents=True)
-        for i in range(500):
-            picture = rng.integers(100 * label, 100 * label + 90, (17, 17), "uint8")
-            Image.fromarray(picture).save(tmp_path / "shades" / name / f"{i}.png")
-    broken = tmp_path / "shades" / "light" / "77.png"
-    broken.write_bytes(broken.read_bytes()[:100])
-    flags = ("--dataset", "shades", "--save_dir", "out", "--epochs", 1, "-r1")
-    printed = call(*flags, "--batch_size", 200).out
-    assert f"Left out: {os.path.join('shades', 'light', '77.png')}" in printed
-    assert "1 of 1000 pictures are not readable" in printed
-    assert (tmp_path / "out" / "trained_model.h5").exists()

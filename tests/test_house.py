@@ -3,7 +3,7 @@
 import ast
 import pathlib
 
-from conftest import ROOT
+from helpers import ROOT
 
 FILES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from conftest import options
+from helpers import options
 
 import capsulenet
 from capsnet import options as options_of

@@ -10,7 +10,7 @@ import tomllib
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT, script_environment
+from helpers import ROOT, script_environment
 
 from capsnet.data import sets
 

@@ -6,7 +6,7 @@ import re
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 
 import capsulenet
 from capsnet import routing
@@ -14,6 +14,7 @@ from capsnet import routing
 pytestmark = pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="exports need TensorFlow"
 )
+
 
 with open(os.path.join(ROOT, "docs", "exporting.md"), encoding="utf-8") as file:
     SECTIONS = {

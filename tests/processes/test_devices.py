@@ -10,19 +10,16 @@ import sys
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT, run_python, run_script
+from helpers import ROOT, SCRIPT, run_python, run_script
 
 import capsulelayers
 import capsulenet
 from capsnet import data as datasets
 from capsnet import weights as files_of_weights
 from capsnet.training import devices
-from capsnet.training import progress as watch
 
-SCRIPT = "capsulenet-multi-gpu.py"
 ENGINES = [n for n in ("tensorflow", "jax") if importlib.util.find_spec(n)]
 needs_jax = pytest.mark.skipif("jax" not in ENGINES, reason="several hosts need JAX")
-
 FLAGS = [
     *("--device", "cpu", "--dataset", "digits.npz", "--batch_size", 20, "-r2"),
     *("--seed", 3, "--save_dir", "out"),
@@ -103,8 +100,6 @@ def read_log(path):
     return np.array([[float(row[i]) for i in kept] for row in rows])
 
 
-# The same mathematics ----------------------------------------------------------------
-
 STEPS = """
 import sys; sys.path.insert(0, {root!r})
 import contextlib
@@ -138,39 +133,6 @@ def test_two_devices_take_the_steps_of_one(folder, backend, cheap_jax, monkeypat
     for name, value in {**cheap_jax, "KERAS_BACKEND": backend}.items():
         monkeypatch.setenv(name, value)
     assert "agreed on 13 arrays" in run_python(STEPS.format(root=ROOT), folder)
-
-
-@pytest.mark.parametrize("hosts", [2, 3])
-def test_the_shares_of_the_hosts_make_the_batch(hosts):
-    x = np.arange(25 * 4, dtype="float32").reshape(25, 2, 2, 1)
-    y = np.eye(2, dtype="float32")[np.arange(25) % 2]
-    whole = datasets.TrainingBatches(x, y, 6, 0.5, seed=1, devices=hosts)
-    parts = [
-        datasets.TrainingBatches(x, y, 6, 0.5, 1, devices=hosts, share=(i, hosts))
-        for i in range(hosts)
-    ]
-    assert len(whole) == len(parts[0]) == 5
-    for index in range(5):
-        (images, labels), _ = whole[index]
-        shares = [part[index][0] for part in parts]
-        np.testing.assert_array_equal(np.concatenate([s[0] for s in shares]), images)
-        np.testing.assert_array_equal(np.concatenate([s[1] for s in shares]), labels)
-    whole = datasets.ValidationBatches(x, y, 6, devices=hosts)
-    weights = [
-        datasets.ValidationBatches(x, y, 6, devices=hosts, share=(i, hosts))[4][2][0]
-        for i in range(hosts)
-    ]
-    np.testing.assert_array_equal(np.concatenate(weights), whole[4][2][0])
-
-
-def test_a_batch_of_few_images_is_filled_up_to_the_devices():
-    x, y = np.zeros((7, 2, 2, 1)), np.eye(7)
-    batches = datasets.TrainingBatches(x, y, 100, devices=4)
-    assert len(batches) == 1 and len(batches[0][0][0]) == 8
-    assert batches[0][0][1].sum(0).min() == 1  # no image is lost
-
-
-# The command line --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("backend", ENGINES)
@@ -261,157 +223,6 @@ def test_devices_that_do_not_fit_are_one_clear_line(
     assert done.returncode == 2
     assert message in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr and os.listdir(tmp_path) == []
-
-
-@pytest.fixture(scope="module")
-def script():
-    """The script as a module, which its dashes keep from being imported."""
-    spec = importlib.util.spec_from_file_location("script", os.path.join(ROOT, SCRIPT))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.mark.parametrize(
-    "backend, flags, message",
-    [
-        ("torch", "", "KERAS_BACKEND=tensorflow and KERAS_BACKEND=jax"),
-        ("tensorflow", "--num_hosts 2", "KERAS_BACKEND=jax does"),
-    ],
-)
-def test_a_backend_that_can_not_is_one_clear_line(
-    script, backend, flags, message, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(keras.backend, "backend", lambda: backend)
-    with pytest.raises(SystemExit) as stop:
-        script.main(flags.split())
-    assert stop.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert message in line and os.listdir(tmp_path) == []
-
-
-def test_zero_devices_are_refused(script):
-    with pytest.raises(ValueError, match="--gpus 0: must be at least 1"):
-        script.start(script.build_parser().parse_args(["--gpus", "0"]))
-
-
-@pytest.mark.parametrize(
-    "hosts, message",
-    [
-        (("here", 2, 0), "--coordinator here: must be HOST:PORT"),
-        (("here:port", 2, 0), "--coordinator here:port: must be HOST:PORT"),
-        (("here:1234", 2, None), "go together"),
-        (("here:1234", 0, 0), "--num_hosts 0: must be at least 1"),
-        (("here:1234", 2, 2), "--host_id 2: the hosts are 0 to 1"),
-        (("here:1234", 2, -1), "--host_id -1: the hosts are 0 to 1"),
-    ],
-)
-def test_hosts_that_can_not_be_are_refused(script, hosts, message):
-    with pytest.raises(ValueError, match=message):
-        script.check_hosts(*hosts)
-
-
-def test_the_flags_are_those_of_capsnet_keras(script):
-    defaults = vars(script.build_parser().parse_args([]))
-    assert {"batch_size": 300, "gpus": 2, "epochs": 50, "lr": 0.001}.items() <= (
-        defaults.items()
-    )
-    assert set(vars(script.capsulenet.build_parser().parse_args([]))) < set(defaults)
-
-
-def test_a_standstill_ends_the_process(monkeypatch):
-    ended = []
-
-    class Ended(Exception):
-        pass
-
-    def end(message, code):
-        ended.append((message, code))
-        raise Ended
-
-    clock = iter([0.0, 1.0, 1.0, 6.0, 6.0, 20.0])
-    monkeypatch.setattr(watch, "end", end)
-    monkeypatch.setattr(watch.time, "monotonic", lambda: next(clock))
-    monkeypatch.setattr(watch.time, "sleep", lambda seconds: None)
-    progress = watch.Progress(limit=5)
-    progress.on_epoch_begin(0)  # the first step is not timed, and ends at 0
-    progress.on_train_batch_end(0)
-    progress.on_train_batch_end(1)  # a step of one second: ten of those are the limit
-    with pytest.raises(Ended):
-        progress._watch()  # looks at 1, 6, 6 and 20
-    ((message, code),) = ended
-    assert code == 1 and "epoch 1 after step 2" in message and "--resume" in message
-    assert next(clock, None) is None
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    """A list of the time alone, which passes where somebody sleeps."""
-    clock = [0.0]
-    monkeypatch.setattr(watch.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(
-        watch.time, "sleep", lambda seconds: clock.append(clock.pop() + seconds)
-    )
-    return clock
-
-
-def test_steps_are_timed_but_the_first_of_training_and_of_validation(clock):
-    progress = watch.Progress()
-    assert progress.where() == "in epoch 0 after step 0" and progress.since is None
-    seen = []
-    for time, call in (
-        (1, lambda: progress.on_epoch_begin(0)),
-        (100, lambda: progress.on_train_batch_end(0)),
-        (102, lambda: progress.on_train_batch_end(1)),
-        (103, progress.on_test_begin),
-        (300, lambda: progress.on_test_batch_end(0)),
-        (304, lambda: progress.on_test_batch_end(1)),
-        (305, lambda: progress.on_epoch_begin(1)),
-        (306, lambda: progress.on_train_batch_end(0)),
-        (307, progress.on_test_begin),
-        (308, progress.on_train_end),
-    ):
-        clock[0] = time
-        call()
-        seen.append((progress.since, progress.longest, progress.where()[3:]))
-    assert seen == [
-        (None, 0, "epoch 1 after step 0"),
-        (100, 0, "epoch 1 after step 1"),
-        (102, 2, "epoch 1 after step 2"),
-        (None, 2, "epoch 1 after step 2"),
-        (300, 2, "epoch 1 after step 2"),
-        (304, 4, "epoch 1 after step 2"),
-        (305, 4, "epoch 2 after step 0"),
-        (306, 4, "epoch 2 after step 1"),
-        (307, 4, "epoch 2 after step 1"),
-        (None, 4, "epoch 2 after step 1"),
-    ]
-
-
-@pytest.mark.parametrize("longest, ended", [(0.1, 6), (0.5, 6), (0.7, 8), (2, 21)])
-def test_the_limit_is_ten_times_the_longest_step_or_what_is_given(
-    clock, monkeypatch, longest, ended
-):
-    def end(message, code):
-        raise InterruptedError(message)
-
-    monkeypatch.setattr(watch, "end", end)
-    progress = watch.Progress(limit=5)
-    progress.longest, progress.since = longest, 0.0
-    limit = max(5, 10 * longest)
-    with pytest.raises(InterruptedError, match=f"no step in {limit:.0f} seconds"):
-        progress._watch()
-    assert clock == [ended]
-
-
-def test_nothing_is_expected_after_the_training():
-    progress = watch.Progress(limit=5)
-    progress.on_epoch_begin(0)
-    progress.on_train_batch_end(0)
-    assert progress.since is not None
-    progress.on_train_end()
-    assert progress.since is None
 
 
 @needs_jax

@@ -1,0 +1,93 @@
+"""What the README and the pages of docs/ show and state."""
+
+import os
+import re
+
+import numpy as np
+import pytest
+from helpers import ROOT, run_python
+
+import capsulenet
+import reproduce
+
+with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as file:
+    README = file.read()
+PAGES = ["README.md", *(f"docs/{name}" for name in sorted(os.listdir(f"{ROOT}/docs")))]
+
+
+def page(name):
+    with open(os.path.join(ROOT, name), encoding="utf-8") as file:
+        return file.read()
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/layers.md"])
+def test_the_example_runs(name):
+    text = page(name)
+    example = re.search(r"<!-- example -->\n```python\n(.*?)```", text, re.DOTALL)[1]
+    assert sum(bool(line) for line in example.splitlines()) <= 10
+    run_python(example, ROOT)
+
+
+def test_it_is_short():
+    assert len(README.splitlines()) < 160
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_file_that_it_shows_is_there(name):
+    links = re.findall(r"\]\(([^)#]*)[^)]*\)", page(name))
+    local = [link for link in links if not link.startswith("http")]
+    assert len(local) >= 3 or name != "README.md"
+    for link in local:
+        path = os.path.join(ROOT, os.path.dirname(name), link)
+        assert os.path.exists(path), link
+
+
+def test_the_map_shows_every_file_of_the_package():
+    tree = re.search(
+        r"<!-- tree -->(.*?)<!-- /tree -->", page("docs/design.md"), re.DOTALL
+    )[1]
+    shown = re.findall(r"^ *(\w[\w-]*\.py|\w+/) ", tree, re.MULTILINE)
+    folders = [os.path.join(ROOT, "capsnet"), ROOT]
+    folders += [
+        os.path.join(ROOT, "capsnet", n) for n in ("data", "training", "weights")
+    ]
+    there = [n for f in folders for n in os.listdir(f) if n.endswith(".py")]
+    there = [name for name in there if not name.startswith("__")]
+    assert sorted(there) == sorted(name for name in shown if name.endswith(".py"))
+
+
+def test_every_flag_and_its_default_are_documented():
+    table = dict(
+        re.findall(
+            r"^\| (?:`-\w`, )?`(--\w+)` \| ([^|]*) \|",
+            page("docs/options.md"),
+            re.MULTILINE,
+        )
+    )
+    words = {"None": ("none", "drawn"), "False": ("off",), "True": ("off",)}
+    actions = {
+        action.option_strings[-1]: action.default
+        for action in capsulenet.build_parser()._actions
+        if action.dest != "help"
+    }
+    assert table.keys() == actions.keys()
+    for flag, default in actions.items():
+        assert table[flag].strip("`") in words.get(str(default), (str(default),)), flag
+
+
+def test_the_shipped_weights_have_the_error_that_is_stated():
+    error, wrong = re.search(
+        r"\*\*(\d\.\d\d)%\*\* test error, (\d+) images", README
+    ).groups()
+    assert float(error) == int(wrong) / 100
+    path = os.path.join(ROOT, "result", "trained_model.h5")
+    (_, model, _), _ = capsulenet.load_model(path)
+    _, (x, y) = capsulenet.load_mnist()
+    classes, _, _ = capsulenet.predict(model, x)
+    # One image may lie so near to the border that rounding decides.
+    assert abs(np.sum(classes != y.argmax(1)) - int(wrong)) <= 1
+
+
+def test_its_tables_are_those_of_the_finished_runs():
+    rows = reproduce.finished_runs(os.path.join(ROOT, "result", "mnist.csv"))
+    assert rows and reproduce.table(rows).strip() in page("docs/results.md")

@@ -1,0 +1,150 @@
+import json
+import os
+
+import keras
+import numpy as np
+import pytest
+from helpers import NAMES, SMALL, assert_same_weights, small_capsnet, tiny_capsnet
+
+import capsulenet
+from capsulenet import save_weights
+
+
+@pytest.mark.parametrize("about", [True, False], ids=["with sizes", "without"])
+def test_a_file_of_weights_brings_its_own_network(trained, tmp_path, about):
+    path = os.path.join(trained.save_dir, "trained_model.h5")
+    trio = trained.trio
+    if not about:  # as CapsNet-Keras writes it; the routings are then three
+        trio = small_capsnet(routings=3)
+        path = str(tmp_path / "plain.h5")
+        save_weights(trio[0], path)
+    (_, model, _), found = capsulenet.load_model(path)
+    images = trained.data[1][0]
+    classes, lengths, reconstructions = capsulenet.predict(model, images)
+    expected, pictures = trio[1].predict(images, verbose=0)
+    np.testing.assert_allclose(lengths, expected, atol=1e-6)
+    np.testing.assert_allclose(reconstructions, pictures, atol=1e-6)
+    np.testing.assert_array_equal(classes, expected.argmax(1))
+    names = NAMES if about else ["0", "1", "2"]
+    assert found == {"class_names": names, "like_mnist": False}
+
+
+@pytest.mark.parametrize("ending", ["h5", "weights.h5"])
+@pytest.mark.parametrize("decoder", [True, False], ids=["decoder", "no decoder"])
+def test_images_that_are_no_squares_need_a_word_where_the_file_has_none(
+    tmp_path, ending, decoder
+):
+    trio = capsulenet.CapsNet((11, 14, 2), 3, **SMALL, decoder=decoder)
+    path = str(tmp_path / f"a.{ending}")
+    save = save_weights if ending == "h5" else keras.Model.save_weights
+    save(trio[0], path)
+    with pytest.raises(ValueError) as refused:
+        capsulenet.load_model(path)
+    said = str(refused.value)
+    assert said.startswith(f"{path}: ") and "not a CapsNet" not in said
+    assert "input_shape=(HEIGHT, WIDTH)" in said and "--image_size" in said
+    assert ("11 x 14 or 14 x 11" in said) == decoder
+    for shape in ((11, 14, 2), [11, 14]):
+        (loaded, model, _), about = capsulenet.load_model(path, input_shape=shape)
+        assert model.input_shape == (None, 11, 14, 2) and not about["like_mnist"]
+        assert_same_weights(loaded, trio[0])
+    for shape in ((11, 22), (11, 14, 3)):
+        with pytest.raises(ValueError, match="not a CapsNet's weights"):
+            capsulenet.load_model(path, input_shape=shape)
+
+
+def test_another_size_than_the_file_tells_is_refused(tmp_path):
+    trio = capsulenet.CapsNet((11, 14, 1), 3, **SMALL)
+    path = str(tmp_path / "a.h5")
+    save_weights(trio[0], path, {"architecture": capsulenet.architecture(trio[0])})
+    for shape in (None, (11, 14)):
+        (_, model, _), _ = capsulenet.load_model(path, input_shape=shape)
+        assert model.input_shape == (None, 11, 14, 1)
+    with pytest.raises(
+        ValueError, match=r"its images are \(11, 14, 1\), not \(14, 11\)"
+    ):
+        capsulenet.load_model(path, input_shape=(14, 11))
+
+
+@pytest.mark.parametrize(
+    "conv, routing_gradient", [("auto", False), ("direct", True), ("spectral", False)]
+)
+def test_what_a_network_was_asked_for_travels_with_its_weights(
+    tmp_path, conv, routing_gradient
+):
+    asked = {"conv": conv, "routing_gradient": routing_gradient}
+    trio = small_capsnet(**asked)
+    built = capsulenet.architecture(trio[0])
+    assert asked.items() <= json.loads(json.dumps(built)).items()
+    path = str(tmp_path / "a.h5")
+    save_weights(trio[0], path, {"architecture": built})
+    (loaded, _, _), _ = capsulenet.load_model(path)
+    assert capsulenet.architecture(loaded) == built
+    assert [loaded.get_layer(n).form for n in ("conv1", "primarycap_conv2d")] == [
+        trio[0].get_layer(n).form for n in ("conv1", "primarycap_conv2d")
+    ]
+    for name in asked:  # as in files that are older
+        del built[name]
+    save_weights(trio[0], path, {"architecture": built})
+    (loaded, _, _), _ = capsulenet.load_model(path)
+    older = {**built, "conv": "auto", "routing_gradient": True}
+    assert capsulenet.architecture(loaded) == older
+
+
+def test_a_form_that_this_machine_does_not_compute_gives_way(tmp_path):
+    sizes = {"filters": 1, "kernel_size": 41, "strides": 1, "n_channels": 1}
+    sizes |= {"dim_primary": 2, "dim_capsule": 2, "decoder": False}
+    model = capsulenet.CapsNet((81, 81, 1), 2, 1, **sizes)[0]
+    path = str(tmp_path / "a.h5")
+    built = {**capsulenet.architecture(model), "conv": "spectral"}
+    save_weights(model, path, {"architecture": built})
+    (loaded, _, _), _ = capsulenet.load_model(path)
+    assert loaded.get_layer("conv1").form in ("direct", "patches")
+    assert_same_weights(loaded, model)
+
+
+def test_the_routings_of_a_foreign_file_are_those_that_are_asked_for(tmp_path):
+    path = str(tmp_path / "a.weights.h5")
+    capsulenet.CapsNet((17, 17, 1), 2, 1, filters=8)[0].save_weights(path)
+    (model, _, _), _ = capsulenet.load_model(path, routings=1)
+    assert model.get_layer("digitcaps").routings == 1
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"routings": 10**9},
+        {"routings": "3"},
+        {"strides": 0},
+        {"strides": 10**6, "input_shape": [60_000, 60_000, 1]},
+        {"input_shape": [10**6, 10**6, 1]},
+        {"input_shape": 7},
+        {"n_class": 10**6},
+        {"filters": 10**9},
+        {"n_channels": 10**6},
+        {"dim_capsule": 10**9},
+        {"decoder": True},
+        {"conv": "fast"},
+        {"conv": ["spectral"]},
+        {"conv": None},
+        {"routing_gradient": "no"},
+        {"routing_gradient": 1},
+    ],
+    ids=str,
+)
+def test_sizes_that_the_weights_deny_are_refused(whole, said):
+    model = tiny_capsnet()
+    about = {"architecture": {**capsulenet.architecture(model), **said}}
+    capsulenet.save_weights(model, whole["h5"], about)
+    with pytest.raises(ValueError, match="not a CapsNet's weights"):
+        capsulenet.load_model(whole["h5"])
+
+
+def test_names_that_are_none_are_refused(whole):
+    model = tiny_capsnet()
+    for names in ([["a"], 1], ["a"], ["a", "\x1b[2J"], ["a", "\ud800"], "a" * 10**6):
+        about = {"architecture": capsulenet.architecture(model), "class_names": names}
+        capsulenet.save_weights(model, whole["h5"], about)
+        with pytest.raises(ValueError, match="names") as refused:
+            capsulenet.load_model(whole["h5"])
+        assert len(str(refused.value)) < 300 + len(whole["h5"])

@@ -1,0 +1,11 @@
+from helpers import small_capsnet
+
+import capsulenet
+from capsulenet import CapsNet
+
+
+def test_larger_images_are_predicted_in_smaller_batches():
+    small, large = (CapsNet((side, side, 1), 3, 1)[1] for side in (28, 44))
+    assert capsulenet.images_at_once(small) == 500
+    assert capsulenet.images_at_once(large) == 500 * 36 // 14**2
+    assert capsulenet.images_at_once(small_capsnet()[1]) == 500

@@ -1,0 +1,71 @@
+import json
+import os
+
+import numpy as np
+import pytest
+from helpers import HOSTILE
+from PIL import Image
+
+import capsulenet
+from capsnet import errors
+
+
+def test_hostile_names_of_pictures_are_shown_and_not_obeyed(
+    tmp_path, call, two_classes, capsys
+):
+    folder = tmp_path / "new"
+    folder.mkdir()
+    for name in (os.fsencode(HOSTILE), b"\xff\xfe.png"):
+        with open(os.path.join(os.fsencode(folder), name), "wb") as file:
+            Image.new("L", (17, 17)).save(file, "PNG")
+        with open(os.path.join(os.fsencode(folder), b"broken" + name), "wb"):
+            pass
+    found = sorted(os.fsdecode(path) for path in os.listdir(os.fsencode(folder)))
+    whole, broken = ([n for n in found if ("broken" in n) == b] for b in (False, True))
+    for flags in ([], ["--json"]):
+        with pytest.raises(SystemExit) as caught:
+            call("--predict", "new", "-w", two_classes[0], *flags)
+        assert caught.value.code == 1
+        printed = capsys.readouterr()
+        lines = printed.out.splitlines()
+        assert all(line.isprintable() for line in printed.out.split("\n"))
+        assert all(line.isprintable() for line in printed.err.split("\n"))
+        assert printed.err.count("Left out: ") == 2
+        for name in broken:
+            assert f"Left out: new/{errors.printable(name)}: not a" in printed.err
+        if flags:
+            told = [json.loads(line)["file"] for line in lines]
+            assert told == [f"new/{name}" for name in whole]
+        else:
+            assert [line.split()[0] for line in lines[1:]] == ["ape", "ape"]
+            for line, name in zip(lines[1:], whole):
+                assert line.endswith(f"  new/{errors.printable(name)}")
+
+
+def test_pictures_that_are_no_squares_are_told_by_a_foreign_file(
+    tmp_path, call, capsys
+):
+    trio = capsulenet.CapsNet((18, 24, 1), 2, 3, filters=4, n_channels=2)
+    trio[0].save_weights(tmp_path / "a.weights.h5")
+    image = np.arange(18 * 24, dtype="uint8").reshape(18, 24)
+    Image.fromarray(image).save(tmp_path / "a.png")
+    predict = ("--predict", "a.png", "-w", "a.weights.h5", "--json")
+    told = json.loads(call(*predict, "--image_size", "18x24").out)
+    (expected,), _ = trio[1].predict(image.reshape(1, 18, 24, 1) / 255.0, verbose=0)
+    for digit in range(2):
+        assert told["lengths"][str(digit)] == pytest.approx(expected[digit], abs=1e-4)
+    with pytest.raises(SystemExit) as caught:
+        call(*predict)
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert "18 x 24 or 24 x 18" in said and "--image_size HEIGHTxWIDTH" in said
+
+
+def test_pictures_of_which_none_is_readable_are_bad_input(
+    tmp_path, call, two_classes, capsys
+):
+    (tmp_path / "a.png").write_bytes(b"")
+    with pytest.raises(SystemExit) as caught:
+        call("--predict", "a.png", "-w", two_classes[0])
+    assert caught.value.code == 2
+    assert "--predict a.png: no readable pictures" in capsys.readouterr().err

@@ -1,0 +1,144 @@
+import argparse
+
+import keras
+import numpy as np
+import pytest
+from helpers import (
+    Records,
+    average_of,
+    files_that_stay,
+    options,
+    read_log,
+    small_capsnet,
+    small_data,
+)
+from keras import ops
+
+from capsnet import data as datasets
+from capsnet import options as options_of
+from capsnet.training import callbacks, checkpoints, devices, fit
+from capsulenet import MarginLoss, load_weights, train
+
+
+def test_averaged_weights_are_validated_kept_and_what_a_run_ends_with(
+    tmp_path, with_callback
+):
+    recorded, model = with_callback(Records()), small_capsnet()[0]
+    (x, y), data = small_data()[1], small_data()
+    train(model, data, options(tmp_path, seed=0, epochs=3, lr=0.01, ema=0.8))
+    averages = [average_of(recorded.steps[: 5 * n], 0.8) for n in (1, 2, 3)]
+    log = read_log(tmp_path)
+    for row, average in zip(log, averages, strict=True):
+        model.set_weights(average)
+        loss = MarginLoss()(y, model.predict([x, y], verbose=0)[0])
+        loss = ops.convert_to_numpy(loss)
+        assert row["val_capsnet_loss"] == pytest.approx(loss, rel=1e-4)
+    best = np.argmax([row["val_capsnet_accuracy"] for row in log])
+    expected = {
+        "trained_model.h5": averages[-1],
+        "best.weights.h5": averages[best],
+        "checkpoint-0003.weights.h5": recorded.steps[-1],  # to go on from
+    }
+    for name, weights in expected.items():
+        load_weights(model, str(tmp_path / name))
+        for a, b in zip(model.get_weights(), weights, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-6)
+    assert (
+        max(abs(a - b).max() for a, b in zip(averages[-1], recorded.steps[-1])) > 0.01
+    )
+
+
+def test_averaging_does_not_change_the_steps(tmp_path, with_callback):
+    recorded = with_callback(Records())
+    for ema in (0.0, 0.8):
+        keras.utils.set_random_seed(0)
+        args = options(tmp_path / str(ema), seed=0, epochs=2, ema=ema)
+        train(small_capsnet()[0], small_data(), args)
+    plain, averaged = recorded.steps[:10], recorded.steps[10:]
+    for step, other in zip(plain, averaged, strict=True):
+        for a, b in zip(step, other, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(
+    tmp_path, monkeypatch
+):
+    model = small_capsnet()[0]
+    (x, y), test = small_data()
+    args = options(tmp_path, seed=0, epochs=2, pause_after=1, resume=True)
+    train(model, ((x, y), test), args)
+    before = files_that_stay(tmp_path)
+    draw = datasets.TrainingBatches.draw
+
+    def harmful(batches, epoch):
+        draw(batches, epoch)
+        batches.x = np.full_like(batches.x, np.nan)
+
+    monkeypatch.setattr(datasets.TrainingBatches, "draw", harmful)
+    with pytest.raises(
+        FloatingPointError,
+        match="loss is nan in epoch 2 after step 1: .*checkpoint-0001.*--resume",
+    ):
+        train(model, ((x, y), test), args)
+    assert files_that_stay(tmp_path) == before
+
+
+def test_weights_broken_by_the_last_step_are_noticed_too(tmp_path):
+    model, data = small_capsnet()[0], small_data()
+
+    class Breaks(callbacks.EpochSeconds):
+        def on_train_batch_end(self, batch, logs=None):
+            if batch == 4 and keras.backend.backend() == "jax":
+                self.model.jax_state_sync()
+            if batch == 4:
+                self.model.set_weights(
+                    [np.full_like(w, np.inf) for w in self.model.get_weights()]
+                )
+
+    original, callbacks.EpochSeconds = callbacks.EpochSeconds, Breaks
+    try:
+        with pytest.raises(FloatingPointError, match="validation loss is nan"):
+            train(model, data, options(tmp_path, seed=0, epochs=2))
+    finally:
+        callbacks.EpochSeconds = original
+    assert checkpoints.last_checkpoint(tmp_path) is None
+    assert not files_that_stay(tmp_path)
+
+
+@pytest.mark.parametrize("dead", [True, False])
+def test_capsules_of_length_zero_are_warned_of(tmp_path, monkeypatch, capsys, dead):
+    monkeypatch.setattr(callbacks, "FIRST_STEPS", 8)  # in the second epoch of 5 steps
+    model = small_capsnet()[0]
+    if dead:
+        layer = model.get_layer("digitcaps")
+        layer.set_weights([np.zeros_like(layer.get_weights()[0])])
+    sizes, predict = [], model.predict_on_batch
+    model.predict_on_batch = lambda x: (sizes.append(len(x[0])), predict(x))[1]
+    train(model, small_data(), options(tmp_path, seed=0, epochs=2))
+    assert sum(sizes) == 50 and max(sizes) == 10  # no more at once than in a step
+    printed = capsys.readouterr().out
+    assert printed.count("after 8 steps the capsules of 3 of 3 classes") == dead
+    assert ("TruncatedNormal" in printed) == dead
+
+
+def test_several_devices_draw_no_pictures(tmp_path, monkeypatch):
+    args = argparse.Namespace(draw_reconstructions=True, save_dir=str(tmp_path), seed=0)
+    args = options_of.complete(args)
+    (x, y), _ = small_data()
+    kinds = []
+    for count in (1, 2):
+        monkeypatch.setattr(devices, "replicas", lambda count=count: count)
+        batches = datasets.TrainingBatches(x, y, 10)
+        used = fit.callbacks_of(small_capsnet()[0], args, batches, {}, None, x)
+        kinds.append([type(callback).__name__ for callback in used])
+    assert "Reconstructions" in kinds[0] and "Reconstructions" not in kinds[1]
+
+
+def test_lines_come_too_where_steps_are_taken_several_at_once(capsys):
+    log = callbacks.BatchLog(10)
+    for _ in range(2):
+        log.on_epoch_begin(0)
+        for step in (4, 7, 23, 46, 49):
+            log.on_train_batch_end(step - 1, {"loss": 0.5})
+    lines = [line for line in capsys.readouterr().out.splitlines() if line]
+    assert lines == 2 * ["Batch 23: loss 0.5000", "Batch 46: loss 0.5000"]
