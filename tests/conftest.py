@@ -22,9 +22,13 @@ from helpers import KINDS, NAMES, ROOT, options, small_capsnet, small_data, tiny
 from PIL import Image
 
 import capsulenet
-from capsnet import machine, routing, spectral
-from capsnet.training import fit, resources
+from capsnet.training import fit
 from capsulenet import train
+
+
+def pytest_collection_modifyitems(items):
+    """Start the tests of the other backends first: they take longest."""
+    items.sort(key=lambda item: item.path.name != "test_backends.py")
 
 
 @pytest.fixture(autouse=True)
@@ -65,17 +69,6 @@ def squares(tmp_path_factory):
     path = tmp_path_factory.mktemp("data") / "squares.npz"
     np.savez(path, **arrays)
     return str(path)
-
-
-@pytest.fixture
-def on_accelerator(monkeypatch):
-    """Have everything take the way that it takes on an accelerator, on this CPU."""
-    for module in (routing, spectral, machine, resources):
-        monkeypatch.setattr(module, "on_cpu", lambda: False)
-    if keras.backend.backend() == "tensorflow":  # Keras itself looks for a GPU
-        monkeypatch.setattr(resources, "jit_compile", lambda: True)
-        tf32 = "capsnet.spectral._products_are_rounded"  # a setting of GPUs
-        monkeypatch.setattr(tf32, lambda: False)
 
 
 @pytest.fixture(scope="session")

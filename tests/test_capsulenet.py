@@ -6,7 +6,6 @@ from keras import ops
 from PIL import Image
 
 import capsulenet
-from capsnet import routing
 from capsulenet import CapsNet, MarginLoss, margin_loss, test, train
 
 test.__test__ = False  # the library's function, not a test
@@ -59,28 +58,6 @@ def test_the_form_of_the_convolutions_does_not_change_the_model(conv):
     other.set_weights(automatic.get_weights())
     for a, b in zip(automatic.predict(x, verbose=0), other.predict(x, verbose=0)):
         np.testing.assert_allclose(a, b, atol=1e-5)
-
-
-@pytest.mark.skipif(keras.backend.backend() == "torch", reason="has no XLA")
-def test_xla_takes_the_same_steps(on_accelerator, monkeypatch):
-    (x, y), _ = small_data(10)
-    losses, weights = [], None
-    for conv, block_bytes, jit_compile in (
-        ("patches", 2**26, keras.backend.backend() == "jax"),
-        ("direct", 2**26, True),
-        ("spectral", 400, True),  # several blocks
-    ):
-        monkeypatch.setattr(routing, "ROUTING_BLOCK_BYTES", block_bytes)
-        model = small_capsnet(conv=conv, routings=3)[0]
-        weights = weights or model.get_weights()
-        model.set_weights(weights)
-        optimizer, loss = keras.optimizers.SGD(0.1), [MarginLoss(), "mse"]
-        model.compile(optimizer, loss, jit_compile=jit_compile)
-        losses.append([model.train_on_batch([x, y], [y, x])[0] for _ in range(3)])
-        assert model.jit_compile == jit_compile
-    assert losses[0][2] < losses[0][0]
-    for others in losses[1:]:
-        np.testing.assert_allclose(others, losses[0], rtol=1e-5)
 
 
 def test_images_too_small_are_refused_with_the_smallest_size():

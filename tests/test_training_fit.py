@@ -12,11 +12,9 @@ from helpers import (
     read_log,
     small_capsnet,
     small_data,
-    without_seconds,
 )
 from keras import ops
 
-from capsnet import routing
 from capsnet.data import TrainingBatches
 from capsnet.training import checkpoints
 from capsulenet import load_weights, margin_loss, save_weights, train
@@ -92,38 +90,6 @@ def test_a_seed_makes_training_repeatable(tmp_path):
     for a, b in zip(logs[0], logs[1]):
         assert a == pytest.approx(b, rel=1e-5)
     assert logs[0][1]["loss"] != pytest.approx(logs[2][1]["loss"], rel=1e-4)
-
-
-def test_the_way_of_an_accelerator_ends_with_the_same_weights(
-    tmp_path, request, monkeypatch
-):
-    monkeypatch.setattr(routing, "ROUTING_BLOCK_BYTES", 100)  # several blocks
-    drawn, draw = [], TrainingBatches.draw
-    monkeypatch.setattr(
-        TrainingBatches,
-        "draw",
-        lambda self, epoch: (drawn.append(self), draw(self, epoch)),
-    )
-    data, models, weights = small_data(80), [], None
-    for place in ("cpu", "accelerator"):
-        if place == "accelerator":
-            request.getfixturevalue("on_accelerator")
-        model = small_capsnet()[0]
-        weights = weights or model.get_weights()
-        model.set_weights(weights)
-        args = options(tmp_path / place, seed=3, batch_size=2, lr=0.001, epochs=2)
-        models.append(train(model, data, args))
-    backend = keras.backend.backend()
-    assert models[1].get_layer("primarycap_conv2d").form == "direct"
-    if backend != "torch":  # two of 40 steps at once
-        assert models[1].steps_per_execution == 2 and models[1].jit_compile
-    if backend != "tensorflow":
-        assert keras.ops.is_tensor(drawn[-1].x)
-    logs = [without_seconds(read_log(tmp_path / n)) for n in ("cpu", "accelerator")]
-    for row, other in zip(*logs, strict=True):
-        assert row == pytest.approx(other, rel=1e-3)
-    for a, b in zip(*(model.get_weights() for model in models), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-4)
 
 
 def test_every_epoch_is_trained_on_its_own_order(tmp_path, monkeypatch):

@@ -39,6 +39,7 @@ TESTS = [
     "test_training_resume.py::test_resuming_nothing_says_so_and_starts",
     "test_training_signals.py::test_a_signal_ends_the_step_saves_and_says_how_to_go_on",
     "test_weights_files.py",
+    "processes/test_accelerator.py",
     "processes/test_docs.py::test_the_files_that_the_docs_name_work_when_copied",
 ]
 
