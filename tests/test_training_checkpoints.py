@@ -41,14 +41,6 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, harm, capsy
     assert checkpoints.last_checkpoint(tmp_path)["epochs"] == 3
 
 
-def test_the_last_two_checkpoints_are_kept(trained):
-    names = [n for n in os.listdir(trained.save_dir) if n.startswith("checkpoint")]
-    assert sorted(names) == [
-        *("checkpoint-0005.json", "checkpoint-0005.weights.h5"),
-        *("checkpoint-0006.json", "checkpoint-0006.weights.h5"),
-    ]
-
-
 def test_a_full_disk_leaves_the_files_that_were_there(tmp_path, monkeypatch):
     small_train(tmp_path, epochs=2, pause_after=1)
     before = files_that_stay(tmp_path)

@@ -32,6 +32,14 @@ def test_training_leaves_its_files(trained):
             assert b"epoch_loss" in events.read_bytes()
 
 
+def test_the_last_two_checkpoints_are_kept(trained):
+    names = [n for n in os.listdir(trained.save_dir) if n.startswith("checkpoint")]
+    assert sorted(names) == [
+        *("checkpoint-0005.json", "checkpoint-0005.weights.h5"),
+        *("checkpoint-0006.json", "checkpoint-0006.weights.h5"),
+    ]
+
+
 def test_the_log_has_one_row_an_epoch(trained):
     log = read_log(trained.save_dir)
     assert [row["epoch"] for row in log] == list(range(6))

@@ -29,7 +29,6 @@ TESTS = [
     "test_training_callbacks.py::test_averaging_does_not_change_the_steps",
     "test_training_callbacks.py::test_capsules_of_length_zero_are_warned_of",
     "test_training_callbacks.py::test_weights_broken_by_the_last_step_are_noticed_too",
-    "test_training_checkpoints.py::test_the_last_two_checkpoints_are_kept",
     "test_training_fit.py",
     "test_training_resources.py",
     "test_training_resume.py::test_a_run_in_parts_ends_as_one_in_one_piece",
