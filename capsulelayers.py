@@ -60,8 +60,8 @@ def squash(vectors, axis=-1):
     vectors = as_float(vectors)
     scaled, scale = _scaled(vectors, axis)
     squared = ops.sum(ops.square(scaled), axis=axis, keepdims=True)
-    one = ops.square(1.0 / scale)
-    factor = squared / (one + squared) / ops.sqrt(squared + EPSILON * one)
+    unit = ops.square(1.0 / scale)  # what 1 is, in the scaled units
+    factor = squared / (unit + squared) / ops.sqrt(squared + EPSILON * unit)
     return ops.cast(scaled * factor, vectors.dtype)
 
 
@@ -206,7 +206,7 @@ class CapsuleLayer(keras.layers.Layer):
     `(batch, input_num_capsule)` leaves capsules out: they send nothing.
     Output shape: `(batch, num_capsule, dim_capsule)`, float32 also under mixed precision,
     float64 where the layer's dtype is that. Coupling coefficients and squash are computed
-    in that type, under mixed precision the products in half of it.
+    in that type, under mixed precision the products in half precision.
 
     Gradients can be differentiated again in reverse mode (`GradientTape` in a
     `GradientTape`, `jax.grad` of `jax.grad`, `create_graph=True`). Forward mode (`jax.jvp`,

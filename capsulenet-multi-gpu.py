@@ -40,7 +40,7 @@ def build_parser():
 
 
 if __name__ == "__main__":
-    command_line.begin(build_parser().parse_args)
+    command_line.begin(build_parser().parse_args, command_line.check_at_once)
 
 import keras
 

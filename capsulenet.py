@@ -13,7 +13,7 @@ References:
 from capsnet import command_line
 
 if __name__ == "__main__":  # Keras takes seconds, and typing errors need none
-    command_line.begin(command_line.build_parser().parse_args)
+    command_line.begin_capsulenet()
 
 import math
 import os
@@ -365,8 +365,8 @@ def predict(model, images):
         given = images.shape[1:]
         raise ValueError(f"images of shape {given}: the model takes {expected}")
     outputs = predict_in_batches(model, [images])
-    lengths, images = outputs if len(model.outputs) > 1 else (outputs, None)
-    return lengths.argmax(1), lengths, images
+    lengths, drawn = outputs if len(model.outputs) > 1 else (outputs, None)
+    return lengths.argmax(1), lengths, drawn
 
 
 def load_model(path, routings=3, input_shape=None):

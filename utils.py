@@ -1,4 +1,4 @@
-"""Names of CapsNet-Keras that people import from here; see `capsnet.pictures`."""
+"""Names that people import from here; they are at home in `capsnet.pictures` and others."""
 
 # ruff: noqa: F401
 from capsnet.errors import first_line, printable

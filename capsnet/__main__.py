@@ -5,7 +5,7 @@ from capsnet import command_line
 
 def main():
     """Run the command line of `capsulenet.py`."""
-    command_line.begin(command_line.build_parser().parse_args)
+    command_line.begin_capsulenet()
     import capsulenet
 
     capsulenet.main()

@@ -10,8 +10,8 @@ import signal
 import sys
 import tempfile
 
+from capsnet import options
 from capsnet.errors import Interrupted, first_line, is_bad_input, printable
-from capsnet.options import OPTIONS
 
 _EXAMPLES = """examples:
   python capsulenet.py                                    train on MNIST
@@ -63,7 +63,7 @@ def build_parser():
     """Return the parser of `capsulenet.py`."""
     parser = Parser(description="Capsule network on MNIST.", epilog=_EXAMPLES)
     groups = {}
-    for option in OPTIONS:
+    for option in options.OPTIONS:
         if option.group and option.group not in groups:
             groups[option.group] = parser.add_argument_group(option.group)
         if option.group:
@@ -71,7 +71,28 @@ def build_parser():
     return parser
 
 
-def begin(read):
+def check_at_once(args):
+    """Check what takes no time: see `options.check_options`, and whether files are there.
+
+    Raises:
+        OSError: if the weights are not there.
+        ValueError: if something else can't be.
+    """
+    options.check_options(args)
+    if args.predict and args.weights is None:
+        raise ValueError("--predict: needs weights, -w FILE")
+    if args.weights is not None and not args.resume:
+        os.stat(args.weights)
+    if not args.predict:
+        options.check_dataset(args.dataset)
+
+
+def begin_capsulenet():
+    """Begin as `capsulenet.py` does."""
+    begin(build_parser().parse_args, check_at_once)
+
+
+def begin(read, check=None):
     """Read the command line, then import Keras.
 
     `--help` and what is typed wrong are answered at once, before Keras takes seconds.
@@ -80,8 +101,12 @@ def begin(read):
 
     Args:
         read: function without arguments that reads the command line.
+        check: function of what was read, which raises where something can't be.
     """
-    read()
+    args = read()
+    if check:
+        with one_line_errors():
+            check(args)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -93,8 +118,14 @@ def begin(read):
             os.dup2(said.fileno(), 2)
         try:
             import keras  # noqa: F401
-        except BaseException:
+        except BaseException as error:
             stack.close()
+            if isinstance(error, (ImportError, ValueError)):  # no such backend
+                _fail(
+                    f"Keras can't be imported ({first_line(error)}): KERAS_BACKEND is one of "
+                    "tensorflow, jax and torch, and that has to be installed",
+                    2,
+                )
             said.seek(0)
             os.write(2, said.read())
             raise
@@ -136,14 +167,16 @@ def settings(args, parser):
 def table():
     """Return the table of `docs/options.md`, Markdown."""
     lines = []
-    for group in dict.fromkeys(option.group for option in OPTIONS if option.group):
+    for group in dict.fromkeys(
+        option.group for option in options.OPTIONS if option.group
+    ):
         lines += [
             f"### {group.capitalize()}",
             "",
             "| flag | default | |",
             "|---|---|---|",
         ]
-        for option in OPTIONS:
+        for option in options.OPTIONS:
             if option.group != group:
                 continue
             flag = f"`-{option.short}`, " if option.short else ""

@@ -321,6 +321,15 @@ def check_options(args, n_class=None):
         raise ValueError(f"--digit {args.digit}: the classes are 0 to {n_class - 1}")
 
 
+def check_dataset(name):
+    """Raise a `ValueError` where a data set is neither known by name nor there."""
+    if name not in NAMED_SETS and not os.path.exists(name):
+        raise ValueError(
+            f"--dataset {name}: no such file or folder, and not one of the names "
+            + ", ".join(NAMED_SETS)
+        )
+
+
 def of_the_run(args):
     """Return the options that the result of a training depends on, a dict."""
     if args.run_options:

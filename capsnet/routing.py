@@ -106,7 +106,7 @@ def _block_input(u, W, V, routing_gradient):
     """
 
     @ops.custom_gradient
-    def total_input(u, W, V):
+    def block_input(u, W, V):
         c = _coefficients(u, W, V)
         if not routing_gradient:
             c = ops.stop_gradient(c)
@@ -122,7 +122,7 @@ def _block_input(u, W, V, routing_gradient):
 
         return s, gradient
 
-    return total_input(u, W, V)
+    return block_input(u, W, V)
 
 
 def _differentiated_again():

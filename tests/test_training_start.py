@@ -22,8 +22,15 @@ def test_a_test_of_weights_says_what_they_were_trained_on(tmp_path, channels, n_
     args = options_of.complete(args)
     start.load_weights(small(channels, n_class)[0], args)
     colour = "grey" if channels == 1 else "colour"
+    other_names = options_of.complete(
+        options(
+            tmp_path, weights=path, testing=True, routings=2, class_names=["c", "d"]
+        )
+    )
+    with pytest.raises(ValueError, match="classes a, b, which"):
+        start.load_weights(small(channels, n_class)[0], other_names)
     said = f"w.h5: was trained on 12 x 12 {colour}, classes a, b, which --dataset mnist"
-    with pytest.raises(ValueError, match=f"{said} .*add the --dataset"):
+    with pytest.raises(ValueError, match=f"{said} .*give the --dataset"):
         start.load_weights(small()[0], args)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from capsnet.data.arrays import Data, from_arrays, load_npz
 from capsnet.data.folders import load_folder
 from capsnet.files import keras_home
-from capsnet.options import NAMED_SETS
+from capsnet.options import check_dataset
 
 MNIST_PATH = str(pathlib.Path(__file__).parents[2] / "data" / "mnist.npz")
 """The MNIST that a clone of this project has beside its package."""
@@ -63,11 +63,7 @@ def load(name, image_size=None, color="auto", test_share=0.2, seed=0):
         return _load_cifar10()
     if os.path.isdir(name):
         return load_folder(name, image_size, color, test_share, seed)
-    if not os.path.exists(name):
-        raise ValueError(
-            f"--dataset {name}: no such file or folder, and not one of the names "
-            + ", ".join(NAMED_SETS)
-        )
+    check_dataset(name)
     return load_npz(name)
 
 

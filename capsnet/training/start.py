@@ -67,13 +67,14 @@ def _check_trained_on(model, args, built, names):
         )
     shape, n_class = built.get("input_shape"), built.get("n_class")
     here = list(model.inputs[0].shape[1:]), model.outputs[0].shape[-1]
-    if shape and (shape, n_class) != here:
+    others = names and args.class_names and list(names) != list(args.class_names)
+    if shape and ((shape, n_class) != here or others):
         height, width, channels = shape
         colour = "grey" if channels == 1 else "colour"
         raise ValueError(
             f"{args.weights}: was trained on {height} x {width} {colour}, classes "
             f"{', '.join(map(str, names or []))[:200]}, which --dataset {args.dataset} "
-            "is not: add the --dataset that it was"
+            "is not: give the --dataset it was trained on"
         )
 
 

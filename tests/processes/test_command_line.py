@@ -168,6 +168,11 @@ def test_a_damaged_picture_among_a_thousand_costs_a_line(tmp_path, call):
     [
         ("capsulenet.py", "--help"),
         ("capsulenet.py", "--epochs", "x"),
+        ("capsulenet.py", "--epochs", "0"),
+        ("capsulenet.py", "--dataset", "nowhere"),
+        ("capsulenet.py", "-t", "-w", "nowhere.h5"),
+        ("capsulenet.py", "--predict", "a.png"),
+        ("capsulenet-multi-gpu.py", "--lr", "-1"),
         ("capsulenet-multi-gpu.py", "--help"),
         ("main.py", "--threads", "x"),
         ("reproduce.py", "--help"),
@@ -192,3 +197,21 @@ def test_help_and_typing_errors_need_no_keras(command, tmp_path):
     else:
         assert done.returncode == 2 and done.stderr.count("\n") == 1
         assert "error: " in done.stderr
+
+
+def test_a_backend_that_is_not_there_is_one_clear_line(tmp_path):
+    done = run_script("capsulenet.py", cwd=tmp_path, KERAS_BACKEND="jaxx")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "KERAS_BACKEND is one of tensorflow, jax and torch" in done.stderr
+
+
+def test_a_start_says_nothing_of_its_own(squares, tmp_path):
+    flags = ("--dataset", squares, "-t", "--save_dir", "out", "--seed", 3)
+    done = run_script("capsulenet.py", *flags, cwd=tmp_path)
+    assert done.returncode == 0 and done.stderr == ""
+    first, *_ = done.stdout.splitlines()
+    assert (
+        first
+        == f"Settings: --dataset {squares} --save_dir out --seed 3 --testing; seed 3"
+    )
+    assert "random weights" in done.stdout.splitlines()[-1]

@@ -42,6 +42,13 @@ def test_every_file_that_it_shows_is_there(name):
         assert os.path.exists(path), link
 
 
+def test_the_tests_that_the_pages_name_are_there():
+    named = [n for p in PAGES for n in re.findall(r"tests/[\w/]+\.py", page(p))]
+    assert named
+    for name in named:
+        assert name.endswith("/test_x.py") or os.path.exists(os.path.join(ROOT, name))
+
+
 def test_the_map_shows_every_file_of_the_package():
     tree = re.search(
         r"<!-- tree -->(.*?)<!-- /tree -->", page("docs/design.md"), re.DOTALL
