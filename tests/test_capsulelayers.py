@@ -299,3 +299,21 @@ def test_layers_tell_their_output_shapes():
     assert Mask().compute_output_shape([(None, 3, 4), (None, 3)]) == (None, 12)
     assert Length().compute_output_shape((7, 3, 4)) == (7, 3)
     assert CapsuleLayer(5, 6).compute_output_shape((None, 9, 4)) == (None, 5, 6)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="JAX has such sizes")
+def test_a_batch_may_be_a_symbol():
+    import jax
+    from jax import export
+
+    layer = CapsuleLayer(3, 4)
+    layer.build((None, 6, 5))
+
+    def call(x):
+        return layer.stateless_call([layer.W.value], [], x)[0]
+
+    shape = jax.ShapeDtypeStruct(export.symbolic_shape("b, 6, 5"), "float32")
+    exported = export.export(jax.jit(call))(shape)
+    for batch in (1, 7):
+        x = array(batch, 6, 5)
+        np.testing.assert_allclose(exported.call(x), layer(x), atol=1e-6)

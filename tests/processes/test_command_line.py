@@ -215,3 +215,22 @@ def test_a_start_says_nothing_of_its_own(squares, tmp_path):
         == f"Settings: --dataset {squares} --save_dir out --seed 3 --testing; seed 3"
     )
     assert "random weights" in done.stdout.splitlines()[-1]
+
+
+def test_a_name_that_the_terminal_lacks_is_spelled_out(squares, tmp_path):
+    with np.load(squares) as file:
+        arrays = dict(file)
+    for part in ("y_train", "y_test"):
+        arrays[part] = np.array(["a", "\N{SNOWMAN}"])[arrays[part]]
+    np.savez(tmp_path / "named.npz", **arrays)
+    Image.fromarray(arrays["x_test"][1]).save(tmp_path / "picture.png")
+    flags = ("--dataset", "named.npz", "--epochs", 1, "-r", 1, "--save_dir", "out")
+    assert run_script("capsulenet.py", *flags, cwd=tmp_path).returncode == 0
+    done = run_script(
+        "capsulenet.py",
+        *("--predict", "picture.png", "-w", "out/trained_model.h5"),
+        cwd=tmp_path,
+        PYTHONIOENCODING="ascii",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "\\u2603" in done.stdout
