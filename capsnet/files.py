@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import os
 import stat
+import tempfile
 
 
 @contextlib.contextmanager
@@ -36,13 +37,14 @@ def whole_file(path):
 
 
 def make_save_dir(path):
-    """Make the directory and try that a file can be written there."""
-    trial = os.path.join(path, f"trial.{os.getpid()}.tmp")
+    """Make the directory and try that a file can be written there.
+
+    The file has no name where the system can do that, so that a death leaves nothing.
+    """
     try:
         os.makedirs(path, exist_ok=True)
-        with open(trial, "w"):
+        with tempfile.TemporaryFile(dir=path):
             pass
-        os.remove(trial)
     except OSError as error:
         raise OSError(
             f"--save_dir {path}: can't be written ({error.strerror})"

@@ -76,3 +76,10 @@ def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path, kind):
     for read in (capsulenet.load_model, datasets.read_picture, datasets.load_npz):
         with pytest.raises((ValueError, OSError), match=re.escape(path)):
             read(path)
+
+
+def test_a_death_while_a_folder_is_tried_leaves_nothing_there(tmp_path, monkeypatch):
+    for name in ("remove", "unlink"):  # as if killed before it
+        monkeypatch.setattr(os, name, lambda *args, **kwargs: None)
+    files.make_save_dir(str(tmp_path / "a" / "b"))
+    assert os.listdir(tmp_path / "a" / "b") == []
