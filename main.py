@@ -84,10 +84,14 @@ def build_parser():
     return parser
 
 
-if __name__ == "__main__":
-    begin(build_parser().parse_args)
-    if build_parser().parse_args().no_cuda:
+def stay_on_cpu(args):
+    """Hide the GPUs where `--no-cuda` asks for it: JAX reads this once, on its import."""
+    if args.no_cuda:
         os.environ |= {"CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}
+
+
+if __name__ == "__main__":
+    begin(build_parser().parse_args, stay_on_cpu)
 
 import keras
 

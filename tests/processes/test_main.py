@@ -117,3 +117,17 @@ def test_a_network_without_decoder(tmp_path, digits, call):
     assert "decoder" not in printed.split("parameters")[0]
     assert "Test acc:" in printed
     assert not (tmp_path / "results" / "real_and_recon.png").exists()
+
+
+@pytest.mark.parametrize("flags, expected", [(["--no-cuda"], "cpu, "), ([], "gpu, 0")])
+def test_no_cuda_hides_the_gpus_before_keras_is_imported(tmp_path, flags, expected):
+    (tmp_path / "keras.py").write_text(
+        "import os\n"
+        "names = 'JAX_PLATFORMS', 'CUDA_VISIBLE_DEVICES'\n"
+        "raise SystemExit(', '.join(map(os.environ.get, names)))\n"
+    )
+    there = {"JAX_PLATFORMS": "gpu", "CUDA_VISIBLE_DEVICES": "0"}
+    done = run_script(
+        "main.py", *flags, cwd=tmp_path, PYTHONPATH=str(tmp_path), **there
+    )
+    assert done.stderr.rstrip("\n") == expected
