@@ -15,7 +15,9 @@ def small(channels=1, n_class=3):
 @pytest.mark.parametrize("channels, n_class", [(3, 3), (1, 4)])
 def test_a_test_of_weights_says_what_they_were_trained_on(tmp_path, channels, n_class):
     model = small(channels, n_class)[0]
-    about = {"architecture": capsulenet.architecture(model), "class_names": ["a", "b"]}
+    names = list("abcd")[:n_class]
+    listed = ", ".join(names)
+    about = {"architecture": capsulenet.architecture(model), "class_names": names}
     path = str(tmp_path / "w.h5")
     capsulenet.save_weights(model, path, about)
     args = options(tmp_path, weights=path, testing=True, routings=2)
@@ -27,9 +29,9 @@ def test_a_test_of_weights_says_what_they_were_trained_on(tmp_path, channels, n_
             tmp_path, weights=path, testing=True, routings=2, class_names=["c", "d"]
         )
     )
-    with pytest.raises(ValueError, match="classes a, b, which"):
+    with pytest.raises(ValueError, match=f"classes {listed}, which"):
         start.load_weights(small(channels, n_class)[0], other_names)
-    said = f"w.h5: was trained on 12 x 12 {colour}, classes a, b, which --dataset mnist"
+    said = f"w.h5: was trained on 12 x 12 {colour}, classes {listed}, which --dataset mnist"
     with pytest.raises(ValueError, match=f"{said} .*give the --dataset"):
         start.load_weights(small()[0], args)
 
@@ -52,3 +54,22 @@ def test_what_is_open_is_settled_before_there_is_a_network(tmp_path, squares):
     args.seed = None
     start.prepare(args)
     assert 0 <= args.seed < 2**31
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [{"input_shape": 5}, {"input_shape": "aaa"}, 7, {"class_names": 3}],
+)
+def test_a_test_of_weights_that_say_nonsense_is_refused(tmp_path, lie):
+    model = small()[0]
+    about = {"architecture": capsulenet.architecture(model)}
+    if isinstance(lie, dict):
+        about["architecture"] |= lie
+        about |= {"class_names": lie.get("class_names")}
+    else:
+        about["architecture"] = lie
+    path = str(tmp_path / "w.h5")
+    capsulenet.save_weights(model, path, about)
+    args = options(tmp_path, weights=path, testing=True, routings=2)
+    with pytest.raises(ValueError, match="w.h5: not a CapsNet's weights"):
+        start.load_weights(model, options_of.complete(args))

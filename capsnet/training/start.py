@@ -6,6 +6,7 @@ import keras
 
 from capsnet import data as datasets
 from capsnet import options, weights
+from capsnet.architecture import of_file
 from capsnet.training import devices, resources, resume
 
 
@@ -51,29 +52,26 @@ def load_weights(model, args):
         ValueError: if it is of another network.
     """
     said, stored = weights.read(args.weights)
-    built = said.get("architecture")
-    built = built if isinstance(built, dict) else {}
-    if args.testing:
-        _check_trained_on(model, args, built, said.get("class_names"))
+    if args.testing and "architecture" in said:
+        built, about = of_file(args.weights, said, stored, args.routings, None)
+        _check_trained_on(model, args, built, about["class_names"])
     weights.set_weights(model, stored, args.weights)
 
 
 def _check_trained_on(model, args, built, names):
-    trained = built.get("routings")
-    if trained not in (None, args.routings):
+    if built["routings"] != args.routings:
         raise ValueError(
             f"--routings {args.routings}: {args.weights} was trained with --routings "
-            f"{trained}"
+            f"{built['routings']}"
         )
-    shape, n_class = built.get("input_shape"), built.get("n_class")
-    here = list(model.inputs[0].shape[1:]), model.outputs[0].shape[-1]
-    others = names and args.class_names and list(names) != list(args.class_names)
-    if shape and ((shape, n_class) != here or others):
-        height, width, channels = shape
+    here = tuple(model.inputs[0].shape[1:]), model.outputs[0].shape[-1]
+    others = args.class_names and list(names) != list(args.class_names)
+    if (built["input_shape"], built["n_class"]) != here or others:
+        height, width, channels = built["input_shape"]
         colour = "grey" if channels == 1 else "colour"
         raise ValueError(
             f"{args.weights}: was trained on {height} x {width} {colour}, classes "
-            f"{', '.join(map(str, names or []))[:200]}, which --dataset {args.dataset} "
+            f"{', '.join(names)[:200]}, which --dataset {args.dataset} "
             "is not: give the --dataset it was trained on"
         )
 
