@@ -417,7 +417,6 @@ def run(args, parser=None):
     told = command_line.settings(args, parser or build_parser())
     with one_line_errors():
         if args.predict:
-            check_options(args)
             if predict_files(args):  # some can't be read, which was said
                 raise SystemExit(1)
             return

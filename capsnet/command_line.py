@@ -79,8 +79,6 @@ def check_at_once(args):
         ValueError: if something else can't be.
     """
     options.check_options(args)
-    if args.predict and args.weights is None:
-        raise ValueError("--predict: needs weights, -w FILE")
     if args.weights is not None and not args.resume:
         os.stat(args.weights)
     if not args.predict:

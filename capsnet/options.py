@@ -317,6 +317,8 @@ def check_options(args, n_class=None):
         value = getattr(args, option.name, option.default)
         if option.rule and not option.rule[0](value):
             raise ValueError(f"--{option.name} {value}: must be {option.rule[1]}")
+    if getattr(args, "predict", None) and args.weights is None:
+        raise ValueError("--predict: needs weights, -w FILE")
     if n_class is not None and args.digit != "all" and not 0 <= args.digit < n_class:
         raise ValueError(f"--digit {args.digit}: the classes are 0 to {n_class - 1}")
 

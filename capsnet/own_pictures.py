@@ -30,8 +30,7 @@ def answer(args, load_model, predict):
         OSError: if the weights can't be read.
         ValueError: if they are none, or no picture can be read.
     """
-    if args.weights is None:
-        raise ValueError("--predict: needs weights, -w FILE")
+    options.check_options(args)
     (_, model, _), about = load_model(args.weights, args.routings, args.image_size)
     shape = tuple(model.inputs[0].shape[1:])
     images, read, unreadable = _read(
