@@ -11,6 +11,8 @@ they need Keras and NumPy alone.
 References:
     Sabour, Frosst, Hinton. Dynamic Routing Between Capsules. NIPS 2017.
         https://arxiv.org/abs/1710.09829
+    Gu, Tresp. Improving the Robustness of Capsule Networks to Image Affine
+        Transformations. CVPR 2020. https://arxiv.org/abs/1911.07968
 """
 
 import math
@@ -149,6 +151,7 @@ def PrimaryCap(
     *,
     conv="auto",
     data_format=None,
+    kernel_initializer=None,
     name="primarycap",
 ):
     """Primary capsules: a convolution whose outputs are grouped and squashed.
@@ -168,6 +171,10 @@ def PrimaryCap(
         conv: the form of the convolution, see `SpectralConv2D`. Defaults to `"auto"`.
         data_format: `"channels_last"` or `"channels_first"`. Defaults to Keras' global
             `image_data_format`.
+        kernel_initializer: initializer of the convolution's kernel. `None`, the default,
+            is a truncated normal of variance `64 / fan_in`: `squash` leaves next to
+            nothing of short capsules, and with it they start longer than 0.5 from
+            inputs whose root mean square is 0.05 or more.
         name: str. What the layers' names begin with, which must differ where a model
             has several. Defaults to `"primarycap"`.
 
@@ -181,6 +188,8 @@ def PrimaryCap(
         padding=padding,
         data_format=data_format,
         conv=conv,
+        kernel_initializer=kernel_initializer
+        or keras.initializers.VarianceScaling(64.0),
         name=f"{name}_conv2d",
     )
     outputs = convolution(inputs)
@@ -202,8 +211,10 @@ class CapsuleLayer(keras.layers.Layer):
     `capsnet.routing`. Many or large layers are routed in blocks of input capsules, whose
     size follows from the shapes.
 
-    Input shape: `(batch, input_num_capsule, input_dim_capsule)`. A mask of shape
-    `(batch, input_num_capsule)` leaves capsules out: they send nothing.
+    Input shape: `(batch, input_num_capsule, input_dim_capsule)`; with `shared=True`
+    `(batch, positions, channels, input_dim_capsule)`, with any number of axes of
+    positions. A mask of that shape without the last axis leaves capsules out: they send
+    nothing.
     Output shape: `(batch, num_capsule, dim_capsule)`, float32 also under mixed precision,
     float64 where the layer's dtype is that. Coupling coefficients and squash are computed
     in that type, under mixed precision the products in half precision.
@@ -218,9 +229,12 @@ class CapsuleLayer(keras.layers.Layer):
         dim_capsule: int. Dimension of an output capsule.
         routings: int. Number of routing iterations, at least 1. Defaults to 3.
         kernel_initializer: initializer of the weight `W` of shape `(num_capsule,
-            input_num_capsule, dim_capsule, input_dim_capsule)`. `None`, the default,
-            is a truncated normal whose standard deviation follows from these sizes:
-            see `default_initializer`.
+            input_num_capsule, dim_capsule, input_dim_capsule)`, with `shared=True`
+            `(num_capsule, channels, dim_capsule, input_dim_capsule)`. `None`, the
+            default, is a truncated normal whose standard deviation follows from these
+            sizes: see `default_initializer`.
+        shared: bool. Whether one transformation a channel serves all positions (Gu and
+            Tresp 2020). Defaults to False.
         routing_gradient: bool. `True`, the default, differentiates through all
             iterations, as the paper's authors do. `False` treats the coupling
             coefficients as constants, so that the gradient is that of the last
@@ -241,6 +255,7 @@ class CapsuleLayer(keras.layers.Layer):
         routings=3,
         kernel_initializer=None,
         *,
+        shared=False,
         routing_gradient=True,
         kernel_regularizer=None,
         kernel_constraint=None,
@@ -259,42 +274,53 @@ class CapsuleLayer(keras.layers.Layer):
         self.dim_capsule = int(dim_capsule)
         self.routings = int(routings)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.shared = bool(shared)
         self.routing_gradient = bool(routing_gradient)
         self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
         self.kernel_constraint = keras.constraints.get(kernel_constraint)
+        self._input_length = routing.PRIMARY_LENGTH
+
+    def __call__(self, inputs, *args, **kwargs):
+        """Call, or build first, with regard to what the input capsules come from."""
+        if isinstance(routing.maker(inputs), CapsuleLayer):
+            self._input_length = routing.CAPSULE_LENGTH
+        return super().__call__(inputs, *args, **kwargs)
 
     def build(self, input_shape):
         """Make `W` for input capsules of `input_shape`, `(batch, I, D)`."""
-        if len(input_shape) != 3 or None in input_shape[1:]:
+        fits = len(input_shape) > 3 if self.shared else len(input_shape) == 3
+        if not fits or None in input_shape[1:]:
+            positions = "positions, channels" if self.shared else "input_num_capsule"
             raise ValueError(
-                "CapsuleLayer takes (batch, input_num_capsule, input_dim_capsule) "
-                f"with known sizes, not {tuple(input_shape)}"
+                f"CapsuleLayer with shared={self.shared} takes (batch, {positions}, "
+                f"input_dim_capsule) with known sizes, not {tuple(input_shape)}"
             )
-        _, input_num, input_dim = input_shape
+        *positions, input_num, input_dim = input_shape[1:]
+        initializer = self.kernel_initializer or self.default_initializer(
+            input_num, math.prod(positions)
+        )
         self.W = self.add_weight(
             shape=(self.num_capsule, input_num, self.dim_capsule, input_dim),
-            initializer=self.kernel_initializer or self.default_initializer(input_num),
+            initializer=initializer,
             regularizer=self.kernel_regularizer,
             constraint=self.kernel_constraint,
             name="W",
         )
-        self.input_spec = keras.layers.InputSpec(
-            ndim=3, axes={1: input_num, 2: input_dim}
-        )
+        axes = dict(enumerate(input_shape))
+        del axes[0]
+        self.input_spec = keras.layers.InputSpec(ndim=len(input_shape), axes=axes)
 
-    def default_initializer(self, input_num_capsule):
+    def default_initializer(self, input_num_capsule, positions=1):
         """Return the initializer that `kernel_initializer=None` stands for.
 
-        With a standard deviation of sigma, input capsules of length one start with
-        total inputs of length `sigma * sqrt(I * O) / J` and predictions of length
-        `sigma * sqrt(O)`. Too short total inputs are dead, since squash makes them
-        shorter still; too long predictions saturate the routing. The first are made 0.5
-        long, as long as that leaves the second below 0.4.
+        See `capsnet.routing.kernel_initializer`.
+
+        Args:
+            input_num_capsule: int. Input capsules; channels with `shared=True`.
+            positions: int. Positions that share a transformation. Defaults to 1.
         """
-        sigma = min(0.5 * self.num_capsule / math.sqrt(input_num_capsule), 0.4)
-        return keras.initializers.TruncatedNormal(
-            stddev=sigma / math.sqrt(self.dim_capsule)
-        )
+        sizes = (self.num_capsule, input_num_capsule, self.dim_capsule)
+        return routing.kernel_initializer(*sizes, positions, self._input_length)
 
     def call(self, inputs, mask=None):
         """Route `inputs`, `(batch, I, D)`, to `(batch, num_capsule, dim_capsule)`."""
@@ -315,13 +341,19 @@ class CapsuleLayer(keras.layers.Layer):
 
     def _route(self, capsules_and_weight):
         u, W = capsules_and_weight
-        u_blocks, W_blocks = routing.blocks(u, W)
+        summed = u  # of the first iteration, (B, I, D)
+        if self.shared:  # (B, P, C, D), where I is P * C
+            u = ops.reshape(u, (-1, math.prod(u.shape[1:-2]), *u.shape[-2:]))
+            summed = ops.sum(u, axis=1)
+        first = (summed, W)
+        if self.routings > 1:
+            u_blocks, W_blocks = routing.blocks(*self._at_all_positions(u, W))
 
         V = 0.0
         for iteration in range(self.routings):
             last = iteration == self.routings - 1
             through = last or self.routing_gradient
-            given = (u, W) if iteration == 0 else (u_blocks, W_blocks)
+            given = first if iteration == 0 else (u_blocks, W_blocks)
             given = given if through else map(ops.stop_gradient, given)
             if iteration == 0:  # every coupling coefficient is 1 / J
                 s = full(ops.einsum("bid,jiod->jbo", *given)) / self.num_capsule
@@ -330,6 +362,15 @@ class CapsuleLayer(keras.layers.Layer):
             v = squash(s)  # (J, B, O)
             V = V + v
         return ops.transpose(v, (1, 0, 2))
+
+    def _at_all_positions(self, u, W):
+        """Input capsules `(B, I, D)`, and a transformation for each of them."""
+        if not self.shared:
+            return u, W
+        J, C, O, D = W.shape
+        P = u.shape[1]
+        W = ops.broadcast_to(W[:, None], (J, P, C, O, D))
+        return ops.reshape(u, (-1, P * C, D)), ops.reshape(W, (J, P * C, O, D))
 
     def compute_output_shape(self, input_shape):
         """Return `(batch, num_capsule, dim_capsule)`."""
@@ -353,6 +394,7 @@ class CapsuleLayer(keras.layers.Layer):
             "num_capsule": self.num_capsule,
             "dim_capsule": self.dim_capsule,
             "routings": self.routings,
+            "shared": self.shared,
             "routing_gradient": self.routing_gradient,
             **{n: serialized[n](value) if value else None for n, value in own.items()},
         }

@@ -40,9 +40,10 @@ from capsnet.errors import HostLost, Interrupted
 from capsnet.files import make_save_dir
 from capsnet.inference import images_at_once, predict_in_batches
 from capsnet.machine import set_allocator
+from capsnet.networks import PhotoCapsNet, trio
 from capsnet.options import check_options
 from capsnet.pictures import combine_images, plot_log, save_image, show_test
-from capsnet.training import fit, resources, start
+from capsnet.training import fit, recipe, resources, start
 from capsnet.training.optimizers import OPTIMIZERS, optimizer
 from capsnet.training.resources import describe, step_memory
 from capsnet.weights import load_weights, save_weights
@@ -92,7 +93,7 @@ def CapsNet(
             first two models are one, from images to lengths, and there is no third.
 
     Returns:
-        `(train_model, eval_model, manipulate_model)`, see `_with_decoder`.
+        `(train_model, eval_model, manipulate_model)`, see `capsnet.networks.trio`.
 
     Raises:
         ValueError: if the images are too small for the two convolutions.
@@ -106,59 +107,22 @@ def CapsNet(
     )(x)
     # Layer 2: a convolution whose outputs are grouped to capsules and squashed.
     size = (dim_primary, n_channels, kernel_size, strides, "valid")
-    primarycaps = PrimaryCap(conv1, *size, **form)
+    initial = {"kernel_initializer": "glorot_uniform"}
+    primarycaps = PrimaryCap(conv1, *size, **form, **initial)
     # Layer 3: the class capsules, by dynamic routing.
-    size = (n_class, dim_capsule, routings)
-    how = {"routing_gradient": routing_gradient, "name": "digitcaps"}
-    digitcaps = CapsuleLayer(*size, **how)(primarycaps)
-    # Layer 4: the length of each capsule, the probability of its class.
-    lengths = Length(dtype=full_dtype(), name="capsnet")(digitcaps)
-    if decoder:
-        return _with_decoder(x, digitcaps, lengths)
-    model = keras.Model(x, lengths)
-    return model, model, None
-
-
-def _with_decoder(x, digitcaps, lengths):
-    """Reconstruct the image from one capsule, the others masked out.
-
-    Args:
-        x: Keras tensor, the images `(B, height, width, channels)`.
-        digitcaps: Keras tensor, the class capsules `(B, n_class, dim_capsule)`.
-        lengths: Keras tensor `(B, n_class)`.
-
-    Returns:
-        Three models that share everything:
-
-        - `train_model`: `[images, labels (B, n_class)]` to `[lengths, reconstructions]`,
-          the decoder seeing the capsule of the label;
-        - `eval_model`: `images` to the same, the decoder seeing the longest capsule;
-        - `manipulate_model`: `[images, labels, noise (B, n_class, dim_capsule)]` to
-          reconstructions of the label's capsule plus the noise.
-    """
-    image_shape, (n_class, dim_capsule) = x.shape[1:], digitcaps.shape[1:]
-    full = full_dtype()  # of what half precision is not for
-    decoder = keras.Sequential(
-        [
-            layers.Input(shape=(n_class * dim_capsule,)),
-            layers.Dense(512, activation="relu"),
-            layers.Dense(1024, activation="relu"),
-            layers.Dense(math.prod(image_shape), activation="sigmoid", dtype=full),
-            layers.Reshape(image_shape, dtype=full, name="out_recon"),
-        ],
-        name="decoder",
-    )
-    y = layers.Input(shape=(n_class,))
-    masked_by_y = Mask(dtype=full)([digitcaps, y])
-    masked = Mask(dtype=full)(digitcaps)
-    train_model = keras.Model([x, y], [lengths, decoder(masked_by_y)])
-    eval_model = keras.Model(x, [lengths, decoder(masked)])
-
-    noise = layers.Input(shape=(n_class, dim_capsule))
-    noised_digitcaps = layers.Add(dtype=full)([digitcaps, noise])
-    masked_noised_y = Mask(dtype=full)([noised_digitcaps, y])
-    manipulate_model = keras.Model([x, y, noise], decoder(masked_noised_y))
-    return train_model, eval_model, manipulate_model
+    sigma = min(0.5 * n_class / math.sqrt(primarycaps.shape[1]), 0.4)
+    digitcaps = CapsuleLayer(
+        n_class,
+        dim_capsule,
+        routings,
+        kernel_initializer=keras.initializers.TruncatedNormal(
+            stddev=sigma / math.sqrt(dim_capsule)
+        ),
+        routing_gradient=routing_gradient,
+        name="digitcaps",
+    )(primarycaps)
+    # Layer 4: the length of each capsule, the probability of its class; and a decoder.
+    return trio(x, digitcaps, decoder)
 
 
 @keras.saving.register_keras_serializable(package="capsnet")
@@ -394,17 +358,29 @@ def load_model(path, routings=3, input_shape=None):
     """
     said, stored = weights.read(path)
     built, about = of_file(path, said, stored, routings, input_shape)
+    network = NETWORKS[built.pop("model")]
     try:
-        trio = CapsNet(**built)
+        models = network(**built)
     except ValueError:  # a form of convolution that this machine does not compute
-        trio = CapsNet(**{**built, "conv": "auto"})
-    weights.set_weights(trio[0], stored, path)
-    return trio, about
+        models = network(**{**built, "conv": "auto"})
+    weights.set_weights(models[0], stored, path)
+    return models, about
 
 
 def predict_files(args):
     """Tell the classes of picture files, see `capsnet.own_pictures.answer`."""
     return own_pictures.answer(args, load_model, predict)
+
+
+NETWORKS = {"capsnet": CapsNet, "photo": PhotoCapsNet}
+"""What `--model` may be."""
+
+
+def build(args, input_shape, labels_shape):
+    """Build the trio that the options ask for, see `CapsNet`."""
+    how = {"routing_gradient": args.routing_gradient}
+    how |= {"conv": args.conv} if args.model == "capsnet" else {}
+    return NETWORKS[args.model](input_shape, *labels_shape, args.routings, **how)
 
 
 def run(args, parser=None):
@@ -420,20 +396,19 @@ def run(args, parser=None):
             if predict_files(args):  # some can't be read, which was said
                 raise SystemExit(1)
             return
-        data, resumed = start.prepare(args)
-        x, y = data.train
-        how = {"conv": args.conv, "routing_gradient": args.routing_gradient}
-        trio = CapsNet(x.shape[1:], y.shape[1], args.routings, **how)
-        if args.weights is not None and not resumed:
-            start.load_weights(trio[0], args)
+        data, resumed, stored = start.prepare(args)
+        models = build(args, *(array.shape[1:] for array in data.train))
+        if stored is not None and not resumed:
+            start.load_weights(models[0], args, stored)
         print(f"{told}; seed {args.seed}")
-        trio[0].summary()
+        models[0].summary()
         if args.testing:
             with start.random_weights_said(args):
-                test(trio[1], data.test, args)
-                manipulate_latent(trio[2], data.test, args)
+                test(models[1], data.test, args)
+                manipulate_latent(models[2], data.test, args)
         else:
-            train(trio[0], (data.train, data.test), args, signals=True)
+            recipe.say_counts(data.train[1], data.class_names, args.balance)
+            train(models[0], (data.train, data.test), args, signals=True)
 
 
 def main(argv=None):

@@ -140,7 +140,7 @@ def over_all_devices():
     return devices.data_parallel(number) if number > 1 else contextlib.nullcontext()
 
 
-_NOT_OF_THE_RUN = ("save_dir", "resume", "log_interval", "threads", "no_cuda")
+_NOT_OF_THE_RUN = ("save_dir", "resume", "log_interval", "threads", "no_cuda", "given")
 """Flags that the result of a training does not depend on."""
 
 

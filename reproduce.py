@@ -92,14 +92,12 @@ def given_flags(flags):
     Raises:
         ValueError: if there is one that runs do not take.
     """
-    parser = build_parser()
-    for action in parser._actions:
-        action.default = argparse.SUPPRESS
-    given = vars(parser.parse_args(flags))
+    args = build_parser().parse_args(flags)
     for name in NOT_PASSED_ON:
-        if name in given:
+        if name in args.given:
             raise ValueError(f"--{name}: reproduce.py has no use for it")
-    return {k: given[k] for k in sorted(given) if given[k] != DEFAULTS[k]}
+    values = ((name, getattr(args, name)) for name in sorted(args.given))
+    return {name: value for name, value in values if value != DEFAULTS[name]}
 
 
 def parse(argv=None):

@@ -57,23 +57,29 @@ def architecture(model):
         A dict that JSON can hold. `conv` is what was asked for, so that `"auto"` chooses
         anew on another machine.
     """
-    conv1, primary, digitcaps = (
-        model.get_layer(name) for name in ("conv1", "primarycap_conv2d", "digitcaps")
-    )
+    primary, digitcaps = map(model.get_layer, ("primarycap_conv2d", "digitcaps"))
     dim_primary = model.get_layer("primarycap_reshape").target_shape[-1]
-    return {
+    names = [layer.name for layer in model.layers]
+    built = {
+        "model": "photo" if digitcaps.shared else "capsnet",
         "input_shape": list(model.inputs[0].shape[1:]),
         "n_class": digitcaps.num_capsule,
         "routings": digitcaps.routings,
-        "filters": conv1.filters,
-        "kernel_size": conv1.kernel_size[0],
-        "strides": primary.strides[0],
         "n_channels": primary.filters // dim_primary,
         "dim_primary": dim_primary,
         "dim_capsule": digitcaps.dim_capsule,
-        "decoder": any(layer.name == "decoder" for layer in model.layers),
-        "conv": conv1.conv,
+        "decoder": "decoder" in names,
         "routing_gradient": digitcaps.routing_gradient,
+    }
+    if built["model"] == "photo":
+        return {**built, "stem": "residual" if "stem" in names else "own"}
+    conv1 = model.get_layer("conv1")
+    return {
+        **built,
+        "filters": conv1.filters,
+        "kernel_size": conv1.kernel_size[0],
+        "strides": primary.strides[0],
+        "conv": conv1.conv,
     }
 
 
@@ -104,7 +110,8 @@ def of_file(path, said, weights, routings, input_shape):
     """
     try:
         told = {"routings": routings, **said.get("architecture", {})}
-        built = of_weights(weights, told, input_shape)
+        of = _photo_of_weights if told.get("model") == "photo" else of_weights
+        built = of(weights, told, input_shape)
         names = said.get("class_names") or [str(i) for i in range(built["n_class"])]
         if len(names) != built["n_class"] or not all(map(is_class_name, names)):
             raise ValueError(f"{built['n_class']} classes, names {repr(names)[:100]}")
@@ -154,7 +161,7 @@ def of_weights(weights, said, input_shape=None):
     for name in built.keys() & said.keys():
         if said[name] != built[name]:
             raise ValueError(f"{name} is {built[name]} and not {said[name]}")
-    built |= _said_alone(said, kernel_size)
+    built |= {"model": "capsnet", **_said_alone(said, kernel_size)}
 
     def positions(height, width):
         return primary_positions(height, width, kernel_size, built["strides"])
@@ -173,6 +180,34 @@ def of_weights(weights, said, input_shape=None):
     built["input_shape"] = shape
     _check_shapes(weights, built)
     return built
+
+
+def _photo_of_weights(weights, said, input_shape=None):
+    """As `of_weights`, of a `PhotoCapsNet`; loading checks the shapes of the rest."""
+    if said["stem"] != "residual":
+        raise ValueError(
+            "its stem is not this project's: build PhotoCapsNet with that stem, and use "
+            "load_weights"
+        )
+    n_class, n_channels, dim_capsule, dim_primary = weights["digitcaps"][0].shape
+    shape = tuple(map(operator.index, said["input_shape"]))
+    if input_shape and tuple(input_shape) != shape[: len(input_shape)]:
+        raise UnknownImageSize(f"its images are {shape}, not {tuple(input_shape)}")
+    if len(shape) != 3 or shape[2] != weights["stem"][0].shape[2]:
+        raise ValueError(f"images of {shape}")
+    built = {
+        "n_class": n_class,
+        "n_channels": n_channels,
+        "dim_primary": dim_primary,
+        "dim_capsule": dim_capsule,
+        "decoder": "decoder" in weights,
+    }
+    for name, value in built.items():
+        if said[name] != value:
+            raise ValueError(f"{name} is {value} and not {said[name]}")
+    known = _said_alone(said, KERNEL_SIZE)
+    kept = {name: known[name] for name in ("routings", "routing_gradient")}
+    return {"model": "photo", "input_shape": shape, **built, **kept}
 
 
 def _said_alone(said, kernel_size):

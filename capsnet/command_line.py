@@ -44,7 +44,10 @@ class Parser(argparse.ArgumentParser):
         self.spelling = ("_", "-") if dashes else ("-", "_")
 
     def parse_known_args(self, args=None, namespace=None):
-        """Parse as `argparse` does, however a flag's name is spelled."""
+        """Parse as `argparse` does, however a flag's name is spelled.
+
+        The namespace has a list `given` of what was there, besides.
+        """
         args = sys.argv[1:] if args is None else args
         spelled = []
         for arg in args:
@@ -52,7 +55,20 @@ class Parser(argparse.ArgumentParser):
                 name, equals, value = arg[2:].partition("=")
                 arg = "--" + name.replace(*self.spelling) + equals + value
             spelled.append(arg)
-        return super().parse_known_args(spelled, namespace)
+        namespace = namespace or argparse.Namespace()
+        absent = object()
+        defaults = {
+            action.dest: action.default
+            for action in self._actions
+            if action.default is not argparse.SUPPRESS
+        }
+        for name in defaults:
+            setattr(namespace, name, absent)
+        namespace, rest = super().parse_known_args(spelled, namespace)
+        namespace.given = [n for n in defaults if getattr(namespace, n) is not absent]
+        for name in defaults.keys() - set(namespace.given):
+            setattr(namespace, name, defaults[name])
+        return namespace, rest
 
     def error(self, message):
         """End the program with one line."""

@@ -7,80 +7,21 @@ not imported, so that `--help` and what is typed wrong are answered at once.
 """
 
 import argparse
-import dataclasses
 import json
 import math
 import operator
 import os
 
+from capsnet.option import Option, digit, image_size
+
 NAMED_SETS = ("mnist", "fashion_mnist", "cifar10")
 """Data sets that are known by name."""
 
+MODELS = ("capsnet", "photo")
+"""Networks, see `capsulenet.NETWORKS`."""
+
 CONV_FORMS = ("auto", "direct", "spectral", "patches")
 """Forms of a convolution, see `capsnet.spectral`."""
-
-
-def _digit(text):
-    """Turn the number of a class into an int, and leave `all`."""
-    try:
-        return text if text == "all" else int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not the number of a class, nor all"
-        ) from None
-
-
-def _image_size(text):
-    """Turn `28` or `28x32` into height and width."""
-    sides = text.lower().split("x")
-    if len(sides) > 2 or not all(side.isdecimal() and int(side) for side in sides):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither SIDE nor HEIGHTxWIDTH")
-    return [int(sides[0]), int(sides[-1])]
-
-
-@dataclasses.dataclass(frozen=True)
-class Option:
-    """One option.
-
-    Args:
-        name: str. Its flag is `--name`, unless there is a `flag`.
-        default: its value where it is not given.
-        help: str. What it is, in a line or two.
-        group: str. Where `--help` lists it; None for what only `train` takes.
-        type: function that turns text into its value. Defaults to the default's type.
-        rule: pair of a function that tells whether a value is allowed, and of words for
-            that. Defaults to every value.
-        choices: tuple of the values that there are, if they are few.
-        short: str. A flag of one letter, as `-r`.
-        flag: str. The flag that turns a default of True off, without dashes.
-        more: dict of further arguments of `ArgumentParser.add_argument`.
-        decides: bool. Whether what is trained depends on it, so that a run goes on with
-            the same value alone. Defaults to True.
-    """
-
-    name: str
-    default: object
-    help: str = ""
-    group: str | None = None
-    type: object = None
-    rule: tuple | None = None
-    choices: tuple | None = None
-    short: str | None = None
-    flag: str | None = None
-    more: dict = dataclasses.field(default_factory=dict)
-    decides: bool = True
-
-    def add_to(self, parser):
-        """Add the option to an `argparse` parser, or to a group of one."""
-        flags = [f"--{self.flag or self.name}"]
-        given = {"default": self.default, "help": self.help, "dest": self.name}
-        if isinstance(self.default, bool):
-            given["action"] = f"store_{not self.default}".lower()
-        else:
-            given["type"] = self.type or type(self.default)
-            given["choices"] = self.choices
-        flags[:0] = [f"-{self.short}"] if self.short else []
-        parser.add_argument(*flags, **given, **self.more)
 
 
 _AT_LEAST_0 = (lambda value: 0 <= value < math.inf, "at least 0")
@@ -104,7 +45,7 @@ OPTIONS = (
         "side of a folder's pictures, or HEIGHTxWIDTH, their own if absent; for "
         "--predict that of the images of -w's network, where its file does not tell",
         DATA,
-        type=_image_size,
+        type=image_size,
     ),
     Option(
         "color",
@@ -156,7 +97,7 @@ OPTIONS = (
         5,
         "class whose capsule -t manipulates, or all of them",
         TESTING,
-        type=_digit,
+        type=digit,
         decides=False,
     ),
     Option(
@@ -182,6 +123,14 @@ OPTIONS = (
         "--predict takes dark drawings on a light ground as they are",
         PICTURES,
         decides=False,
+    ),
+    Option(
+        "model",
+        "auto",
+        "the network: the paper's, or one for pictures; auto takes the first for the sets "
+        "known by name and for grey images of up to 32 x 32 pixels",
+        NETWORK,
+        choices=("auto", *MODELS),
     ),
     Option("routings", 3, "routing iterations", NETWORK, rule=_AT_LEAST_1, short="r"),
     Option(
@@ -248,6 +197,29 @@ OPTIONS = (
         NETWORK,
         rule=_FRACTION,
     ),
+    Option("flip", False, "training images are mirrored, every other one", NETWORK),
+    Option(
+        "brightness",
+        0.0,
+        "training images become lighter or darker by up to this fraction",
+        NETWORK,
+        rule=_FRACTION,
+    ),
+    Option(
+        "tint",
+        0.0,
+        "each of their colours becomes stronger or weaker by up to this fraction",
+        NETWORK,
+        rule=_FRACTION,
+    ),
+    Option(
+        "balance",
+        "auto",
+        "draw the images of all classes equally often; auto does where one class has "
+        "more than three times as many as another",
+        NETWORK,
+        choices=("auto", "yes", "no"),
+    ),
     Option("conv", "auto", "form of the convolutions", NETWORK, choices=CONV_FORMS),
     Option(
         "precision",
@@ -297,9 +269,11 @@ def complete(args):
     """Return `args` with the default for every option that it lacks.
 
     Args:
-        args: namespace with any of the options as attributes.
+        args: namespace with any of the options as attributes; `given` names those that
+            were given, by default all that it has.
     """
-    args = argparse.Namespace(**{**DEFAULTS, **vars(args)})
+    given = {"given": list(vars(args))}
+    args = argparse.Namespace(**{**DEFAULTS, **given, **vars(args)})
     for name in ("save_dir", "weights"):  # which may be a pathlib.Path
         if getattr(args, name) is not None:
             setattr(args, name, os.fspath(getattr(args, name)))

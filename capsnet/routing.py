@@ -1,4 +1,4 @@
-"""One step of dynamic routing, and its gradient, without the prediction vectors.
+"""Routing without the prediction vectors: its step, the gradient, weights to start from.
 
 Letters as in `capsulelayers`.
 
@@ -8,6 +8,7 @@ References:
 """
 
 import functools
+import math
 
 import keras
 from keras import ops
@@ -20,6 +21,54 @@ numbers stays below this, for a batch of the typical size where it is not known.
 
 _MOST_PARTS = 16
 """Dimensions of input capsules that are routed one by one, at most."""
+
+
+PRIMARY_LENGTH = 0.8
+"""What input capsules are taken to be long at the start; see `PrimaryCap`."""
+
+CAPSULE_LENGTH = 0.3
+"""The same of those that come from a layer of capsules."""
+
+TOTAL_INPUT = 0.55
+"""Length of the total inputs that a layer of capsules starts with."""
+
+
+def kernel_initializer(J, I, O, positions, length):
+    """Weights that a layer of capsules starts well with, at any depth and of any size.
+
+    With a standard deviation of sigma, input capsules of length l start with total
+    inputs of length `sigma * l * sqrt(I * O) / J`. These are made `TOTAL_INPUT` long, of
+    which squash and routing leave 0.2 to 0.6: squash makes short ones shorter still, so
+    that a few layers of them are dead, and long ones saturate squash and routing. Of
+    shared transformations the predictions from several positions may agree or not;
+    their sum is taken to grow with the power 3/4 of their number.
+
+    Args:
+        J: int. Output capsules.
+        I: int. Input capsules at a position.
+        O: int. Dimension of an output capsule.
+        positions: int. Positions that share a transformation.
+        length: float. What the input capsules are long.
+
+    Returns:
+        A truncated normal.
+    """
+    of_ones = math.sqrt(I * O) * positions**0.75 / J
+    return keras.initializers.TruncatedNormal(stddev=TOTAL_INPUT / length / of_ones)
+
+
+def maker(tensor):
+    """Return the layer that made a symbolic tensor, passing over those without weights.
+
+    None for a tensor that is not symbolic, or does not come from a single tensor.
+    """
+    while hasattr(tensor, "_keras_history"):
+        operation, node, _ = tensor._keras_history
+        given = operation._inbound_nodes[node].input_tensors
+        if getattr(operation, "weights", None) or len(given) != 1:
+            return operation
+        tensor = given[0]
+    return None
 
 
 def _sum_over_first(x):

@@ -53,6 +53,14 @@ class TrainingBatches(keras.utils.PyDataset):
             direction, before they move. Defaults to 0.
         zoom: float in [0, 1). They shrink or grow by at most this fraction of their
             size. Defaults to 0.
+        flip: bool. Whether every other image is mirrored, left to right, first of all.
+            Defaults to False.
+        brightness: float in [0, 1). Images are multiplied by 1 plus or minus at most
+            this. Defaults to 0.
+        tint: float in [0, 1). What is added to or taken from each channel, at most.
+            Defaults to 0.
+        balance: bool. Whether the images of all classes are drawn equally often, those
+            of rare classes several times an epoch. Defaults to False.
     """
 
     def __init__(
@@ -70,6 +78,10 @@ class TrainingBatches(keras.utils.PyDataset):
         shifts="whole",
         rotation=0.0,
         zoom=0.0,
+        flip=False,
+        brightness=0.0,
+        tint=0.0,
+        balance=False,
     ):
         super().__init__(workers=workers)
         self.with_images = with_images
@@ -80,6 +92,8 @@ class TrainingBatches(keras.utils.PyDataset):
         self.share = share
         self.reach = [side * shift_fraction for side in x.shape[1:3]]
         self.rotation, self.zoom = rotation, zoom
+        self.flip, self.brightness, self.tint = flip, brightness, tint
+        self.labels = np.argmax(y, 1) if balance else np.zeros(len(x), int)
         self.whole = shifts == "whole"
         if self.whole:
             # The small surplus keeps 0.29 * 100 from becoming 28 pixels.
@@ -90,8 +104,7 @@ class TrainingBatches(keras.utils.PyDataset):
     def draw(self, epoch):
         """Draw the order and the changes of an epoch, to be called where it begins."""
         rng = np.random.default_rng((self.seed, epoch))
-        order = rng.permutation(len(self.x)).astype("int32")
-        self.order = np.resize(order, len(self) * self.batch_size)
+        self.order = np.resize(self._order(rng), len(self) * self.batch_size)
         n = len(self.order)
         if self.whole:
             shifts = [rng.integers(-r, r + 1, n, "int32") for r in self.reach]
@@ -103,6 +116,23 @@ class TrainingBatches(keras.utils.PyDataset):
             scales = rng.uniform(1 - self.zoom, 1 + self.zoom, n)
             self.move = transform_images
             self.moves = inverse_transforms(self.moves, angles, scales)
+        self.mirrored = rng.random((n, 1, 1, 1)) < 0.5 * self.flip
+        channels = self.x.shape[-1]
+        factors = rng.uniform(1 - self.brightness, 1 + self.brightness, (n, 1, 1, 1))
+        added = rng.uniform(-self.tint, self.tint, (n, 1, 1, channels))
+        self.factors, self.added = factors.astype("float32"), added.astype("float32")
+
+    def _order(self, rng):
+        """The images of an epoch, each once, or as many of each class."""
+        if not self.labels.any():
+            return rng.permutation(len(self.x)).astype("int32")
+        classes = np.unique(self.labels)
+        each = -(-len(self.x) // len(classes))
+        drawn = [
+            np.resize(rng.permutation(np.flatnonzero(self.labels == label)), each)
+            for label in classes
+        ]
+        return rng.permutation(np.concatenate(drawn)).astype("int32")[: len(self.x)]
 
     def __len__(self):
         """Return the number of batches an epoch."""
@@ -114,8 +144,13 @@ class TrainingBatches(keras.utils.PyDataset):
         order = self.placed(self.order[span])
         x = self.xp.take(self.x, order, axis=0)
         y = self.xp.take(self.y, order, axis=0)
+        if self.flip:
+            x = self.xp.where(self.placed(self.mirrored[span]), x[:, :, ::-1], x)
         if any(self.reach) or self.rotation or self.zoom:
             x = self.move(x, self.placed(self.moves[span]), self.xp)
+        if self.brightness or self.tint:
+            factors, added = map(self.placed, (self.factors[span], self.added[span]))
+            x = self.xp.clip(x * factors + added, 0, 1)
         return ((x, y), (y, x)) if self.with_images else (x, y)
 
 

@@ -150,6 +150,10 @@ def _batches(model, data, args):
         shifts=args.shifts,
         rotation=args.rotation,
         zoom=args.zoom,
+        flip=args.flip,
+        brightness=args.brightness,
+        tint=args.tint,
+        balance=args.balance == "yes",
         **shared,
     ), datasets.ValidationBatches(
         *validation, args.test_batch_size or args.batch_size, **shared

@@ -33,7 +33,11 @@ def checkpoint_to_resume(args):
         return None
     saved = checkpoint["options"]
     if not args.run_options:  # an option newer than the checkpoint had its default
-        saved = {**options.of_the_run(options.complete(argparse.Namespace())), **saved}
+        defaults = options.of_the_run(options.complete(argparse.Namespace()))
+        for name, only in (("model", "capsnet"), ("balance", "no")):
+            if getattr(args, name) != "auto":  # which stands for that, where it is open
+                defaults[name] = only
+        saved = {**defaults, **saved}
     if args.seed is None:
         args.seed = saved.get("seed")
     given = options.of_the_run(args)

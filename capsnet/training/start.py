@@ -7,7 +7,7 @@ import keras
 from capsnet import data as datasets
 from capsnet import options, weights
 from capsnet.architecture import of_file
-from capsnet.training import devices, resources, resume
+from capsnet.training import devices, recipe, resume
 
 
 def prepare(args):
@@ -18,8 +18,9 @@ def prepare(args):
             where they are open.
 
     Returns:
-        `(data, resumed)`: a `capsnet.data.Data`, and the record of the checkpoint that
-        the run goes on from, or None.
+        `(data, resumed, stored)`: a `capsnet.data.Data`; the record of the checkpoint
+        that the run goes on from, or None; and what `weights.read` gives of the weights
+        that the user named, or None.
 
     Raises:
         OSError: if a file can't be read or written.
@@ -30,28 +31,36 @@ def prepare(args):
         devices.make_deterministic()
     data = datasets.load(args.dataset, args.image_size, args.color, args.test_share)
     (x_train, y_train), args.class_names = data.train, data.class_names
-    if args.dataset != "mnist" and args.digit == options.DEFAULTS["digit"]:
+    if "digit" not in args.given:
         args.digit = min(args.digit, y_train.shape[1] - 1)
     options.check_options(args, n_class=y_train.shape[1])
+    stored = None
+    if args.weights is not None and (args.testing or not args.resume):
+        stored = weights.read(args.weights)
+    recipe.choose_network(args, x_train.shape[1:], stored)
+    recipe.fit_to_data(args, y_train, x_train.shape[3])
     resumed = None if args.testing else resume.checkpoint_to_resume(args)
     args.seed = devices.draw_seed() if args.seed is None else args.seed
     keras.utils.set_random_seed(args.seed)
     if args.precision == "bfloat16":
         keras.config.set_dtype_policy("mixed_bfloat16")
-    resources.check_memory(x_train.shape[1:], y_train.shape[1])
-    return data, resumed
+    return data, resumed, stored
 
 
-def load_weights(model, args):
+def load_weights(model, args, stored):
     """Load the weights that the user named; a test has to be of what they were trained on.
 
     Routing has no weights, so that another number of iterations would go unnoticed.
 
+    Args:
+        model: the model to load them into.
+        args: namespace with all options.
+        stored: pair, what `weights.read` gave of them.
+
     Raises:
-        OSError: if the file can't be read.
-        ValueError: if it is of another network.
+        ValueError: if they are of another network.
     """
-    said, stored = weights.read(args.weights)
+    said, stored = stored
     if args.testing and "architecture" in said:
         built, about = of_file(args.weights, said, stored, args.routings, None)
         _check_trained_on(model, args, built, about["class_names"])

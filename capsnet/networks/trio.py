@@ -1,0 +1,84 @@
+"""Three models that share everything: one to train, one to evaluate, one to play with.
+
+References:
+    Sabour, Frosst, Hinton. Dynamic Routing Between Capsules. NIPS 2017.
+        https://arxiv.org/abs/1710.09829
+"""
+
+import math
+
+import keras
+from keras import layers
+
+from capsulelayers import Length, Mask, full_dtype
+
+
+def trio(x, digitcaps, decoder=True, most=None, name=None):
+    """Add the capsules' lengths, and a decoder, to class capsules.
+
+    The decoder reconstructs the image from one capsule, the others masked out (Sabour
+    et al. 2017, section 4.1).
+
+    Args:
+        x: Keras tensor, the images `(B, height, width, channels)`.
+        digitcaps: Keras tensor, the class capsules `(B, n_class, dim_capsule)`.
+        decoder: bool. Whether there is one. Defaults to True.
+        most: int, optional. Pixels a side that the decoder draws at most; larger images
+            are drawn smaller and scaled up. Defaults to the images' own size.
+        name: str, optional. Of the models.
+
+    Returns:
+        `(train_model, eval_model, manipulate_model)`:
+
+        - `train_model`: `[images, labels (B, n_class)]` to `[lengths, reconstructions]`,
+          the decoder seeing the capsule of the label;
+        - `eval_model`: `images` to the same, the decoder seeing the longest capsule;
+        - `manipulate_model`: `[images, labels, noise (B, n_class, dim_capsule)]` to
+          reconstructions of the label's capsule plus the noise.
+
+        Without a decoder the first two are one model, of `images` to `lengths`, and the
+        third is None.
+    """
+    full = full_dtype()  # of what half precision is not for
+    # The length of each capsule, the probability of its class.
+    lengths = Length(dtype=full, name="capsnet")(digitcaps)
+    if not decoder:
+        model = keras.Model(x, lengths, name=name)
+        return model, model, None
+    n_class, dim_capsule = digitcaps.shape[1:]
+    decoded = _decoder(x.shape[1:], n_class * dim_capsule, most)
+    y = layers.Input(shape=(n_class,))
+    masked_by_y = Mask(dtype=full)([digitcaps, y])
+    masked = Mask(dtype=full)(digitcaps)
+    train_model = keras.Model([x, y], [lengths, decoded(masked_by_y)], name=name)
+    eval_model = keras.Model(x, [lengths, decoded(masked)], name=name)
+
+    noise = layers.Input(shape=(n_class, dim_capsule))
+    noised_digitcaps = layers.Add(dtype=full)([digitcaps, noise])
+    masked_noised_y = Mask(dtype=full)([noised_digitcaps, y])
+    manipulate_model = keras.Model([x, y, noise], decoded(masked_noised_y), name=name)
+    return train_model, eval_model, manipulate_model
+
+
+def _decoder(image_shape, size, most):
+    """The decoder of capsules of `size` numbers, see `trio`."""
+    full = full_dtype()
+    height, width, channels = image_shape
+    small = [min(side, most or side) for side in (height, width)]
+    drawn = (*small, channels)
+    last = [layers.Reshape(drawn, dtype=full, name="out_recon")]
+    if small != [height, width]:
+        last = [
+            layers.Reshape(drawn, dtype=full),
+            layers.Resizing(height, width, dtype=full, name="out_recon"),
+        ]
+    return keras.Sequential(
+        [
+            layers.Input(shape=(size,)),
+            layers.Dense(512, activation="relu"),
+            layers.Dense(1024, activation="relu"),
+            layers.Dense(math.prod(drawn), activation="sigmoid", dtype=full),
+            *last,
+        ],
+        name="decoder",
+    )
