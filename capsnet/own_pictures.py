@@ -16,7 +16,8 @@ def answer(args, load_model, predict):
 
     Prints a table, or with `args.json` a JSON object a line. A picture that can't be
     read is named on the way. With a `save_dir` that was given, writes
-    `predictions.png`, pictures beside reconstructions.
+    `predictions.png`, pictures beside reconstructions, and what was done to prepare
+    each.
 
     Args:
         args: namespace of the command line.
@@ -33,7 +34,7 @@ def answer(args, load_model, predict):
     options.check_options(args)
     (_, model, _), about = load_model(args.weights, args.routings, args.image_size)
     shape = tuple(model.inputs[0].shape[1:])
-    images, read, unreadable = _read(
+    images, read, done, unreadable = _read(
         args.predict, shape, about["like_mnist"], not args.no_invert
     )
     classes, lengths, reconstructions = predict(model, images)
@@ -42,7 +43,8 @@ def answer(args, load_model, predict):
     if args.save_dir != options.DEFAULTS["save_dir"]:
         make_save_dir(args.save_dir)
         path = os.path.join(args.save_dir, "predictions.png")
-        titles = [names[chosen] for chosen in classes]
+        done = [how.replace(", ", "\n") for how in done]
+        titles = [f"{names[c]}\n{how}" for c, how in zip(classes, done)]
         pictures.plot_predictions(images, reconstructions, titles, path)
         print(f"Pictures and reconstructions: {path}", file=sys.stderr)
     return unreadable
@@ -54,12 +56,13 @@ def _read(paths, shape, like_mnist, invert):
     Args:
         paths: list of str. Files, and folders of files.
         shape: tuple `(height, width, channels)` of the network's images.
-        like_mnist: bool. See `capsnet.data.fit_picture`.
+        like_mnist: bool. See `capsnet.data.fit_and_tell`.
         invert: bool. Likewise.
 
     Returns:
-        `(images, read, unreadable)`: an array `(n, height, width, channels)`, the
-        paths of its images, and the number of files that can't be read.
+        `(images, read, done, unreadable)`: an array `(n, height, width, channels)`, the
+        paths of its images, what was done with each, and the number of files that can't
+        be read.
 
     Raises:
         ValueError: if none can be read.
@@ -67,20 +70,22 @@ def _read(paths, shape, like_mnist, invert):
     files = []
     for path in paths:
         files += data.pictures_under(path) if os.path.isdir(path) else [path]
-    images, read = [], []
+    images, read, done = [], [], []
     for path in files:
         try:
             picture = data.read_picture(path)
         except ValueError as error:
             print(f"Left out: {printable(error)}", file=sys.stderr)
             continue
-        images.append(data.fit_picture(picture, shape, like_mnist, invert))
+        image, how = data.fit_and_tell(picture, shape, like_mnist, invert)
+        images.append(image)
         read.append(path)
+        done.append(how)
     if not images:
         raise ValueError(
             f"--predict {printable(' '.join(paths))}: no readable pictures"
         )
-    return np.stack(images), read, len(files) - len(read)
+    return np.stack(images), read, done, len(files) - len(read)
 
 
 def _tell(files, classes, lengths, names, as_json):

@@ -7,7 +7,7 @@ from helpers import HOSTILE
 from PIL import Image
 
 import capsulenet
-from capsnet import errors
+from capsnet import errors, own_pictures, pictures
 
 
 def test_hostile_names_of_pictures_are_shown_and_not_obeyed(
@@ -69,3 +69,34 @@ def test_pictures_of_which_none_is_readable_are_bad_input(
         call("--predict", "a.png", "-w", two_classes[0])
     assert caught.value.code == 2
     assert "--predict a.png: no readable pictures" in capsys.readouterr().err
+
+
+def test_a_network_of_digits_sees_drawings_without_the_paper_and_its_picture_says_so(
+    tmp_path, monkeypatch
+):
+    sheet = np.random.default_rng(0).normal(size=(120, 150)) * 4 + 190
+    sheet[:, 100:] *= 0.5  # a shadow
+    sheet[30:90, 60:66] *= 0.3
+    Image.fromarray(np.uint8(sheet)).save(tmp_path / "a.png")
+    Image.new("L", (28, 28), 255).save(tmp_path / "b.png")
+    seen, titles = [], []
+
+    class Model:
+        inputs = (np.zeros((1, 28, 28, 1)),)
+
+    def predict(model, images):
+        seen.extend(images)
+        return np.array([1, 0]), np.eye(2)[::-1], None
+
+    monkeypatch.setattr(pictures, "plot_predictions", lambda *a: titles.extend(a[2]))
+    about = {"like_mnist": True, "class_names": ["nought, or none", "one"]}
+    paths = [str(tmp_path / name) for name in ("a.png", "b.png")]
+    args = ["--predict", *paths, "-w", paths[0], "--save_dir", str(tmp_path / "out")]
+    own_pictures.answer(
+        capsulenet.build_parser().parse_args(args),
+        lambda *a: ((None, Model, None), about),
+        predict,
+    )
+    assert np.flatnonzero(seen[0].max((1, 2)) > 0.5).size >= 18
+    assert np.flatnonzero(seen[0].max((0, 2)) > 0.05).size <= 4
+    assert titles == ["one\ninverted\nground removed", "nought, or none\ninverted"]

@@ -4,13 +4,14 @@ from capsnet.data.arrays import Data, is_class_name, load_npz
 from capsnet.data.batches import TrainingBatches, ValidationBatches
 from capsnet.data.changes import inverse_transforms, shift_images, transform_images
 from capsnet.data.folders import load_folder, pictures_under
-from capsnet.data.images import fit_picture, read_picture
+from capsnet.data.images import fit_and_tell, fit_picture, read_picture
 from capsnet.data.sets import load, load_mnist
 
 __all__ = [
     "Data",
     "TrainingBatches",
     "ValidationBatches",
+    "fit_and_tell",
     "fit_picture",
     "inverse_transforms",
     "is_class_name",

@@ -7,12 +7,16 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from capsnet.data.arrays import check_is_file
+from capsnet.data.paper import FAINTEST, has_light_ground, lift_drawing, reduced
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF")
 """What a picture is read as, whatever its ending: Pillow would run code for others."""
 
 LARGEST_PICTURE = 50_000_000
 """Pixels of a picture that is still read; what claims more is refused unread."""
+
+EVEN = 0.02
+"""What an even ground differs from itself at most, as JPEG or a scanner has it."""
 
 
 def read_picture(path):
@@ -58,38 +62,79 @@ def fit_picture(picture, shape, like_mnist=False, invert=True):
     Args:
         picture: Pillow image of mode `L` or `RGB`.
         shape: `(height, width, channels)` of the model.
-        like_mnist: bool. Whether to prepare it as the digits of MNIST were: what is
-            drawn is scaled to 20 / 28 of the side, its aspect kept, and its centre of
-            mass is put into the middle. A picture that has the shape already is left as
-            it is. Defaults to False, which scales the whole picture.
+        like_mnist: bool. Whether to prepare it as the digits of MNIST were, if
+            `channels` is 1: light on dark, what is drawn scaled to 20 / 28 of the side,
+            its aspect kept, and its centre of mass in the middle. Where the ground is
+            not even, as on photographed paper, it is removed first
+            (`capsnet.data.paper`). A picture that has the shape already is at most
+            inverted. Defaults to False, which scales the whole picture.
         invert: bool. Whether dark drawings on a light ground are inverted, with
-            `like_mnist`. Defaults to True.
+            `like_mnist`; else all are taken for light ones. Defaults to True.
 
     Returns:
         float32 array of `shape`, in [0, 1].
     """
+    return fit_and_tell(picture, shape, like_mnist, invert)[0]
+
+
+def fit_and_tell(picture, shape, like_mnist=False, invert=True):
+    """Fit a picture as `fit_picture` does, and say what was done with it.
+
+    Args:
+        picture: see `fit_picture`, as the others.
+        shape: likewise.
+        like_mnist: likewise.
+        invert: likewise.
+
+    Returns:
+        `(image, done)`: float32 array of `shape`, in [0, 1]; and a phrase such as
+        `inverted, ground removed`, or `nothing drawn`, or `as it is`.
+    """
     height, width, channels = shape
+    same = picture.size == (width, height)
     picture = picture.convert("L" if channels == 1 else "RGB")
     if not like_mnist or channels != 1:
-        if picture.size != (width, height):
-            picture = picture.resize((width, height))
-        return np.asarray(picture, "float32").reshape(shape) / 255
-    pixels = np.asarray(picture, "float32") / 255
-    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    if invert and np.median(border) > 0.5:
-        pixels = 1 - pixels
-        border = 1 - border
-    if picture.size == (width, height):
-        return pixels.reshape(shape)
-    pixels = np.clip(pixels - np.median(border), 0, 1)  # an even ground is black
+        image = picture if same else picture.resize((width, height))
+        pixels = np.asarray(image, "float32").reshape(shape) / 255
+        return pixels, "as it is" if same else "scaled"
+    pixels = np.asarray(picture)
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]]) / 255
+    ground = np.float32(np.median(border))
+    light = invert and bool(ground > 0.5)
+    if same:
+        pixels = pixels.astype("float32") / 255
+        return (1 - pixels if light else pixels).reshape(shape), _told(light)
+    even = np.mean(np.abs(border - ground) <= EVEN)
+    if even < 1:
+        small = reduced(picture)
+        paper_is_light = invert and has_light_ground(small)
+        drawing = lift_drawing(small, paper_is_light)
+        if drawing.any():
+            return _centred(drawing, shape), _told(paper_is_light, "ground removed")
+    pixels = pixels.astype("float32") / 255
+    pixels = np.clip(ground - pixels if light else pixels - ground, 0, 1)
+    # Where less of the border is even, what looks like a drawing is noise or a table.
+    if even >= 0.9 and pixels.max() > (2 * EVEN if even == 1 else FAINTEST):
+        return _centred(pixels, shape), _told(light, "centred")
+    return np.zeros(shape, "float32"), "nothing drawn"
+
+
+def _told(light, done=""):
+    """Say what was done with a picture, of which it may be that it was inverted."""
+    return ", ".join(filter(None, ["inverted" if light else "", done])) or "as it is"
+
+
+def _centred(pixels, shape):
+    """Scale what is drawn, light on 0, to 20 / 28 of the side; its mass in the middle."""
+    height, width, _ = shape
     inked = pixels > 0.05 * pixels.max()
-    if not inked.any():
-        return np.zeros(shape, "float32")
     rows, columns = (np.flatnonzero(inked.any(axis)) for axis in (1, 0))
     drawn = pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     scale = 20 / 28 * min(height / drawn.shape[0], width / drawn.shape[1])
     size = [max(1, round(side * scale)) for side in drawn.shape]
-    drawn = Image.fromarray(drawn).resize(size[::-1], Image.Resampling.BICUBIC)
+    drawn = Image.fromarray(np.float32(drawn)).resize(
+        size[::-1], Image.Resampling.BICUBIC
+    )
     drawn = np.clip(np.asarray(drawn), 0, 1)
     drawn = drawn / drawn.max()
     corner = []
