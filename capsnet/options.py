@@ -183,6 +183,14 @@ OPTIONS = (
         PICTURES,
         decides=False,
     ),
+    Option(
+        "threshold",
+        0.01,
+        "share of training images that --predict may call none or two",
+        PICTURES,
+        rule=_FRACTION,
+        decides=False,
+    ),
     Option("routings", 3, "routing iterations", NETWORK, rule=_AT_LEAST_1, short="r"),
     Option(
         "routing_gradient",
