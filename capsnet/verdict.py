@@ -213,13 +213,15 @@ def _numbers(values):
     """The deciles of values from 0 to 9, and the mean excess over the last."""
     deciles = np.quantile(values, DECILES)
     beyond = values[values > deciles[-1]] - deciles[-1]
-    return [*deciles.tolist(), max(beyond.mean() if len(beyond) else 0.0, 1e-9)]
+    return [*deciles.tolist(), max(float(beyond.sum()) / max(1, len(beyond)), 1e-9)]
 
 
 def _decades(values, numbers):
     """Minus the decimal logarithm of the share of training images with such values."""
-    *deciles, excess = numbers
-    inside = np.interp(values, deciles, -np.log10(1 - DECILES))
+    deciles, excess = np.array(numbers[:-1]), numbers[-1]
+    known = -np.log10(1 - DECILES)
+    # From above: a value that many have is as usual as the lowest of its deciles.
+    inside = np.interp(-values, -deciles[::-1], known[::-1])
     return inside + np.maximum(0, values - deciles[-1]) / (excess * math.log(10))
 
 
@@ -230,7 +232,7 @@ def _joined(found, thresholds):
 
 def _drawn_by(model, images, classes):
     """Reconstruct each image from the capsule of a class, the others masked out."""
-    digitcaps = keras.Model(model.inputs, model.get_layer("digitcaps").output)
+    digitcaps = keras.Model(model.inputs[0], model.get_layer("digitcaps").output)
     decoder, at_once, parts = model.get_layer("decoder"), images_at_once(model), []
     for begin in range(0, len(images), at_once):  # called: each run would compile anew
         some = slice(begin, begin + at_once)
