@@ -38,12 +38,16 @@ JOINED = ("short", "others", "error")
 """Quantities that make the score; `error` needs a decoder."""
 
 IMAGES, LEAST = 1000, 100
-"""Training images that thresholds are learned from, and the fewest that tell."""
+"""Training images that thresholds are learned from, and the fewest that tell anything."""
 
 UNSURE = 3
-"""An image that so many times the share of `none` are as strange as is `unsure`."""
+"""Up to so many times the share of `none`, an image is `unsure`."""
 
 DECILES = np.arange(10) / 10
+"""Shares of the training images, whose values are kept; the tail begins at the last."""
+
+LEAST_EXCESS = 1e-9
+"""Of the last tenth over the others, where all are equal."""
 
 
 class Prediction(
@@ -182,13 +186,13 @@ def checked(thresholds, decoder):
         if not (
             isinstance(numbers, list)
             and len(numbers) == len(DECILES) + 1
-            and all(type(x) in (int, float) and math.isfinite(x) for x in numbers)
+            and all(type(x) in (int, float) and abs(x) <= 1e12 for x in numbers)
             and sorted(numbers[:-1]) == numbers[:-1]
-            and numbers[-1] > 0
+            and numbers[-1] >= LEAST_EXCESS
         ):
             raise ValueError(
                 f"thresholds of {name}, {repr(numbers)[:100]}: must be "
-                f"{len(DECILES)} numbers that rise and one above 0"
+                f"{len(DECILES)} numbers that rise, and an excess, none beyond 1e12"
             )
     return thresholds
 
@@ -206,14 +210,17 @@ def _quantities(images, lengths, drawn):
 
 def _error(images, drawn):
     """The fourth powers summed over pixels and channels, a float64 array `(n,)`."""
-    return ((np.float64(images) - drawn) ** 4).sum((1, 2, 3))
+    return np.square(np.square(images - drawn)).sum((1, 2, 3), "float64")
 
 
 def _numbers(values):
     """The deciles of values from 0 to 9, and the mean excess over the last."""
     deciles = np.quantile(values, DECILES)
     beyond = values[values > deciles[-1]] - deciles[-1]
-    return [*deciles.tolist(), max(float(beyond.sum()) / max(1, len(beyond)), 1e-9)]
+    return [
+        *deciles.tolist(),
+        max(float(beyond.sum()) / max(1, len(beyond)), LEAST_EXCESS),
+    ]
 
 
 def _decades(values, numbers):
