@@ -217,10 +217,8 @@ def _numbers(values):
     """The deciles of values from 0 to 9, and the mean excess over the last."""
     deciles = np.quantile(values, DECILES)
     beyond = values[values > deciles[-1]] - deciles[-1]
-    return [
-        *deciles.tolist(),
-        max(float(beyond.sum()) / max(1, len(beyond)), LEAST_EXCESS),
-    ]
+    excess = float(beyond.sum()) / max(1, len(beyond))
+    return [*deciles.tolist(), max(excess, LEAST_EXCESS)]
 
 
 def _decades(values, numbers):
