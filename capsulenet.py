@@ -23,7 +23,7 @@ import numpy as np
 from keras import layers, ops
 
 # ruff: noqa: F401 (people import from here what other files define)
-from capsnet import dimensions, options, own_pictures, weights
+from capsnet import dimensions, options, own_pictures, verdict, weights
 from capsnet.architecture import (
     KERNEL_SIZE,
     MOST_ROUTINGS,
@@ -38,7 +38,7 @@ from capsnet.data import load_mnist
 from capsnet.dimensions import MANIPULATIONS
 from capsnet.errors import HostLost, Interrupted
 from capsnet.files import make_save_dir
-from capsnet.inference import images_at_once, predict_in_batches
+from capsnet.inference import images_at_once, outputs_of, predict_in_batches
 from capsnet.machine import set_allocator
 from capsnet.networks import PhotoCapsNet, trio
 from capsnet.options import check_options
@@ -306,31 +306,26 @@ def manipulate_latent(model, data, args):
     print("-" * 30 + "End: manipulate" + "-" * 30)
 
 
-def predict(model, images):
-    """Tell the classes of images.
+def predict(model, images, thresholds=None, share=None):
+    """Tell the classes of images, and with thresholds whether they show one at all.
 
     Args:
         model: the evaluation model of `CapsNet`.
         images: float array `(n, height, width, channels)`, in [0, 1].
+        thresholds: `about["thresholds"]` of `load_model`. Defaults to None.
+        share: float. Share of the training images that may be called `none`, see
+            `capsnet.verdict.judged`. Defaults to that of `--threshold`.
 
     Returns:
-        `(classes, lengths, reconstructions)`: int `(n,)`, the likeliest classes; float
-        `(n, n_class)`, the lengths of the class capsules; and images of the shape of
-        `images`, None from a model without a decoder.
+        A `capsnet.verdict.Prediction`: `(classes, lengths, reconstructions)`, with
+        `verdicts` and `strangeness`, which are None without thresholds.
 
     Raises:
         ValueError: if there are no images, or they have another shape than the model's.
     """
     images = np.asarray(images, "float32")
-    if not len(images):
-        raise ValueError("no images to predict")
-    expected = tuple(model.inputs[0].shape[1:])
-    if images.shape[1:] != expected:
-        given = images.shape[1:]
-        raise ValueError(f"images of shape {given}: the model takes {expected}")
-    outputs = predict_in_batches(model, [images])
-    lengths, drawn = outputs if len(model.outputs) > 1 else (outputs, None)
-    return lengths.argmax(1), lengths, drawn
+    outputs = outputs_of(model, images)
+    return verdict.judged(model, images, *outputs, thresholds, share)
 
 
 def load_model(path, routings=3, input_shape=None):
@@ -348,8 +343,9 @@ def load_model(path, routings=3, input_shape=None):
             width, nor, without a decoder, either. Defaults to what the file tells.
 
     Returns:
-        `(trio, about)`: the three models of `CapsNet`, and a dict of `class_names` and
-        `like_mnist`, whether the images are digits prepared as those of MNIST.
+        `(trio, about)`: the three models of `CapsNet`, and a dict of `class_names`,
+        `like_mnist`, whether the images are digits prepared as those of MNIST, and
+        `thresholds` for `predict`, None where there are none.
 
     Raises:
         OSError: if the file can't be read.

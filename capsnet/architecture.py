@@ -4,6 +4,7 @@ import itertools
 import math
 import operator
 
+from capsnet import verdict
 from capsnet.data.arrays import is_class_name
 from capsnet.errors import first_line
 from capsnet.options import CONV_FORMS
@@ -115,6 +116,7 @@ def of_file(path, said, weights, routings, input_shape):
         names = said.get("class_names") or [str(i) for i in range(built["n_class"])]
         if len(names) != built["n_class"] or not all(map(is_class_name, names)):
             raise ValueError(f"{built['n_class']} classes, names {repr(names)[:100]}")
+        thresholds = verdict.of_weights(path, said, built["decoder"])
     except UnknownImageSize as error:
         raise ValueError(f"{path}: {error}") from None
     except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
@@ -123,7 +125,9 @@ def of_file(path, said, weights, routings, input_shape):
         reason = first_line(error)
         raise ValueError(f"{path}: not a CapsNet's weights ({reason})") from error
     digits = built["input_shape"] == (28, 28, 1) and built["n_class"] == 10
-    return built, {"class_names": names, "like_mnist": said.get("like_mnist", digits)}
+    like_mnist = said.get("like_mnist", digits)
+    about = {"class_names": names, "like_mnist": like_mnist, "thresholds": thresholds}
+    return built, about
 
 
 def of_weights(weights, said, input_shape=None):

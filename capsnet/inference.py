@@ -16,6 +16,30 @@ def images_at_once(model):
     return max(1, min(500, 500 * 1152 // capsules))
 
 
+def outputs_of(model, images):
+    """Return capsule lengths and reconstructions of images.
+
+    Args:
+        model: the evaluation model.
+        images: array `(n, height, width, channels)`.
+
+    Returns:
+        Arrays `(n, n_class)` and of the shape of `images`, which is None from a model
+        without a decoder.
+
+    Raises:
+        ValueError: if there are no images, or they have another shape than the model's.
+    """
+    if not len(images):
+        raise ValueError("no images to predict")
+    expected = tuple(model.inputs[0].shape[1:])
+    if images.shape[1:] != expected:
+        given = images.shape[1:]
+        raise ValueError(f"images of shape {given}: the model takes {expected}")
+    outputs = predict_in_batches(model, [images])
+    return outputs if len(model.outputs) > 1 else (outputs, None)
+
+
 def predict_in_batches(model, inputs, batch_size=None):
     """Run a model over arrays in batches of one size, so that nothing compiles twice.
 

@@ -125,6 +125,14 @@ OPTIONS = (
         decides=False,
     ),
     Option(
+        "threshold",
+        0.01,
+        "share of training images that --predict may call none or two",
+        PICTURES,
+        rule=_FRACTION,
+        decides=False,
+    ),
+    Option(
         "model",
         "auto",
         "the network: the paper's, or one for pictures; auto takes the first for the sets "

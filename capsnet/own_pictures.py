@@ -12,7 +12,7 @@ from capsnet.files import make_save_dir
 
 
 def answer(args, load_model, predict):
-    """Tell the classes of picture files.
+    """Tell the classes of picture files, and whether they show one at all.
 
     Prints a table, or with `args.json` a JSON object a line. A picture that can't be
     read is named on the way. With a `save_dir` that was given, writes
@@ -37,15 +37,18 @@ def answer(args, load_model, predict):
     images, read, done, unreadable = _read(
         args.predict, shape, about["like_mnist"], not args.no_invert
     )
-    classes, lengths, reconstructions = predict(model, images)
+    result = predict(model, images, about["thresholds"], args.threshold)
     names = about["class_names"]
-    _tell(read, classes, lengths, names, args.json)
+    _tell(read, result, names, args.json)
     if args.save_dir != options.DEFAULTS["save_dir"]:
         make_save_dir(args.save_dir)
         path = os.path.join(args.save_dir, "predictions.png")
+        titles = [names[chosen] for chosen in result.classes]
+        if result.verdicts is not None:
+            titles = list(map("{}: {}".format, titles, result.verdicts))
         done = [how.replace(", ", "\n") for how in done]
-        titles = [f"{names[c]}\n{how}" for c, how in zip(classes, done)]
-        pictures.plot_predictions(images, reconstructions, titles, path)
+        titles = list(map("{}\n{}".format, titles, done))
+        pictures.plot_predictions(images, result.reconstructions, titles, path)
         print(f"Pictures and reconstructions: {path}", file=sys.stderr)
     return unreadable
 
@@ -88,26 +91,29 @@ def _read(paths, shape, like_mnist, invert):
     return np.stack(images), read, done, len(files) - len(read)
 
 
-def _tell(files, classes, lengths, names, as_json):
+def _tell(files, result, names, as_json):
     """Print a table of the likeliest classes, or a JSON object a line.
 
     Args:
         files: list of str. The pictures.
-        classes: int array `(n,)`, the likeliest class of each.
-        lengths: float array `(n, n_class)`.
+        result: `capsnet.verdict.Prediction` of them.
         names: list of str. The classes.
         as_json: bool.
     """
     if not as_json:
-        print(f"{'class':<12}  {'likeliest, with capsule length':<42}  picture")
-    for path, chosen, row in zip(files, classes, lengths):
-        likeliest = [(names[i], round(float(row[i]), 4)) for i in np.argsort(-row)[:3]]
+        likeliest = "likeliest, with capsule length"
+        print(f"{'class':<12}  {'verdict':<7}  {likeliest:<42}  picture")
+    for i, (path, row) in enumerate(zip(files, result.lengths)):
+        name = names[result.classes[i]]
+        likeliest = [(names[j], round(float(row[j]), 4)) for j in np.argsort(-row)[:3]]
+        said = {"verdict": None, "strangeness": None}
+        if result.verdicts is not None:
+            strangeness = round(float(result.strangeness[i]), 2)
+            said = {"verdict": str(result.verdicts[i]), "strangeness": strangeness}
         if as_json:
-            print(
-                json.dumps(
-                    {"file": path, "class": names[chosen], "lengths": dict(likeliest)}
-                )
-            )
+            told = {"file": path, "class": name, **said, "lengths": dict(likeliest)}
+            print(json.dumps(told))
         else:
             text = "  ".join(f"{name} {length:.3f}" for name, length in likeliest)
-            print(f"{names[chosen]:<12}  {text:<42}  {printable(path)}")
+            shown = said["verdict"] or "-"
+            print(f"{name:<12}  {shown:<7}  {text:<42}  {printable(path)}")

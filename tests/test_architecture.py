@@ -26,6 +26,7 @@ def test_a_file_of_weights_brings_its_own_network(trained, tmp_path, about):
     np.testing.assert_allclose(reconstructions, pictures, atol=1e-6)
     np.testing.assert_array_equal(classes, expected.argmax(1))
     names = NAMES if about else ["0", "1", "2"]
+    assert (found.pop("thresholds") is not None) == about
     assert found == {"class_names": names, "like_mnist": False}
 
 

@@ -179,6 +179,7 @@ def test_a_network_without_decoder_gives_lengths_alone(tmp_path):
     (loaded, _, _), about = capsulenet.load_model(str(tmp_path / "trained_model.h5"))
     assert_same_weights(loaded, model)
     assert about["class_names"] == ["0", "1", "2"]  # none were given
+    assert about["thresholds"] is None  # of 50 images
 
 
 def test_prediction_needs_images():

@@ -8,6 +8,7 @@ OF_A_RUN = (
     *("log.csv", "log.png", "trained_model.h5", "best.weights.h5"),
     *("checkpoint-0001.json", "checkpoint-0001.weights.h5"),
     *("interrupted_model.h5", "real_and_recon.png", "confusion.png", "mistakes.png"),
+    "trained_model.json",
     *("manipulate-0.png", "manipulate-12.png", "dimensions.png", "predictions.png"),
 )
 NOT_OF_A_RUN = ("README.md", "mnist.csv", "my-log.csv", "mine.h5", "manipulate-me.png")

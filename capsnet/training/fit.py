@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 
 from capsnet import data as datasets
-from capsnet import options
+from capsnet import options, verdict
 from capsnet.architecture import architecture, has_capsules
 from capsnet.errors import (
     DEFECT,
@@ -60,7 +60,9 @@ def run(model, data, args, compile_model, signals=False):
             stack.enter_context(interruption)
         progress = Progress(devices.PATIENCE if hosts > 1 else None)
         try:
-            end = _fit(model, data, args, compile_model, [progress, interruption])
+            end, batches = _fit(
+                model, data, args, compile_model, [progress, interruption]
+            )
         except Interrupted as stop:
             said = _save_interrupted(model, args, stop.number, progress.where())
             raise Interrupted(stop.number, said) from None
@@ -72,24 +74,27 @@ def run(model, data, args, compile_model, signals=False):
                 raise
             raise HostLost(progress.lost(first_line(error))) from error
         if host == 0:
-            _finish(model, args, end)
+            _finish(model, args, end, batches)
         if interruption.number is not None:  # while the last files were written
             raise Interrupted(interruption.number)
 
 
-def _finish(model, args, end):
+def _finish(model, args, end, batches):
     """Write the trained model and the curves, or say that the training is paused."""
     if end < args.epochs:
         print(f"Paused after epoch {end} of {args.epochs}; --resume goes on")
         return
     weights = os.path.join(args.save_dir, "trained_model.h5")
-    save_weights(model, weights, _kept_with_weights(model, args))
+    kept = _kept_with_weights(model, args)
+    if has_capsules(model) and devices.replicas() == 1:
+        kept["thresholds"] = verdict.learned(model, batches, args.epochs)
+    save_weights(model, weights, kept)
     print(f"Trained model saved to {weights}")
     plot_log(os.path.join(args.save_dir, "log.csv"), show=True)
 
 
 def _fit(model, data, args, compile_model, watching):
-    """Train until the last epoch, or the pause; returns the number of epochs done."""
+    """Train until the last epoch, or the pause; returns the epochs done, and the batches."""
     host, _ = devices.host()
     checkpoint = resume.checkpoint_to_resume(args)
     start = resume.start_of(data, args, checkpoint)
@@ -129,7 +134,7 @@ def _fit(model, data, args, compile_model, watching):
     except ValueError as error:
         error.add_note(DEFECT)
         raise
-    return end
+    return end, batches
 
 
 def _batches(model, data, args):

@@ -37,6 +37,8 @@ TESTS = [
     "test_training_resume.py::test_resuming_a_finished_run_trains_no_more",
     "test_training_resume.py::test_resuming_nothing_says_so_and_starts",
     "test_training_signals.py::test_a_signal_ends_the_step_saves_and_says_how_to_go_on",
+    "test_verdict.py::test_a_training_keeps_what_its_images_changed_anew_tell",
+    "test_verdict.py::test_two_is_what_the_second_capsule_helps_to_draw",
     "test_weights_files.py",
     "processes/test_accelerator.py",
     "processes/test_docs.py::test_the_files_that_the_docs_name_work_when_copied",

@@ -123,6 +123,8 @@ def test_a_folder_of_digits_from_training_to_prediction(tmp_path, call):
     ]
     assert np.mean(right) > 0.9
     assert len(lines[0]["lengths"]) == 3
+    verdicts = {line["verdict"] for line in lines}
+    assert "one" in verdicts and verdicts <= {"one", "none", "two", "unsure"}
     assert (tmp_path / "seen" / "predictions.png").exists()
     printed = call("--predict", *first, "-w", weights)
     assert printed.out.count("one ") >= 2 and str(first[0]) in printed.out

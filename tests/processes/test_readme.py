@@ -88,9 +88,11 @@ def test_the_shipped_weights_have_the_error_that_is_stated():
     ).groups()
     assert float(error) == int(wrong) / 100
     path = os.path.join(ROOT, "result", "trained_model.h5")
-    (_, model, _), _ = capsulenet.load_model(path)
+    (_, model, _), about = capsulenet.load_model(path)
     _, (x, y) = capsulenet.load_mnist()
-    classes, _, _ = capsulenet.predict(model, x)
+    result = capsulenet.predict(model, x, about["thresholds"])
+    classes, _, _ = result
+    assert 0.001 < np.mean(result.verdicts == "none") <= 0.01
     # One image may lie so near to the border that rounding decides.
     assert abs(np.sum(classes != y.argmax(1)) - int(wrong)) <= 1
 
