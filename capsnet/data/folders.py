@@ -20,6 +20,9 @@ from capsnet.files import keras_home, whole_file
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
 """Endings of the files in a folder that are taken for pictures."""
 
+LONGEST_SIDE, SHORTEST_SIDE = 64, 17
+"""Pixels that pictures of several sizes are scaled to, at most and at least."""
+
 CACHE_BYTES = 4_000_000_000
 """What the cache of pictures holds at most; what was longest unused leaves it first."""
 
@@ -36,7 +39,8 @@ def load_folder(path, image_size=None, color="auto", test_share=0.2, seed=0):
     Args:
         path: str. The folder.
         image_size: pair of int, optional. Height and width that the pictures are
-            scaled to. Defaults to their own, where all have the same; else to 32, 32.
+            scaled to. Defaults to their own, where all have the same; else to that of the
+            first one, scaled to at most 64 pixels a side.
         color: `"gray"`, `"rgb"`, or `"auto"`: grey where no picture has a colour.
         test_share: float in (0, 1). Defaults to 0.2.
         seed: int. Draws the pictures of the test. Defaults to 0.
@@ -201,9 +205,10 @@ def _read_pictures(path, files, image_size, color):
             print(f"\nLeft out: {printable(error)}")
             continue
         if size is None and pictures and picture.size != pictures[0].size:
-            size = (32, 32)
+            size = _common_size(pictures[0].size)
             print(
-                f"\n{path}: pictures of several sizes, scaled to 32 x 32 (image_size)"
+                f"\n{path}: pictures of several sizes, scaled to {size[1]} x {size[0]} "
+                "(image_size)"
             )
             pictures = [other.resize(size) for other in pictures]
             values = 0
@@ -222,6 +227,12 @@ def _read_pictures(path, files, image_size, color):
     mode = "L" if color == "gray" else "RGB"
     images = np.stack([np.asarray(picture.convert(mode)) for picture in pictures])
     return images.reshape(*images.shape[:3], -1), np.array(readable)
+
+
+def _common_size(size):
+    """Width and height for pictures of several sizes, of which the first has `size`."""
+    scale = min(1, LONGEST_SIDE / max(size))
+    return tuple(max(SHORTEST_SIDE, round(scale * side)) for side in size)
 
 
 def _check_memory(path, values):
