@@ -172,9 +172,9 @@ def PrimaryCap(
         data_format: `"channels_last"` or `"channels_first"`. Defaults to Keras' global
             `image_data_format`.
         kernel_initializer: initializer of the convolution's kernel. `None`, the default,
-            is a truncated normal of variance `64 / fan_in`: `squash` leaves next to
-            nothing of short capsules, and with it they start longer than 0.5 from
-            inputs whose root mean square is 0.05 or more.
+            is a truncated normal of variance `64 / fan_in`, since `squash` leaves next
+            to nothing of short capsules: they start at 0.7 to 1 on images and on the
+            outputs of a ReLU.
         name: str. What the layers' names begin with, which must differ where a model
             has several. Defaults to `"primarycap"`.
 
@@ -306,8 +306,7 @@ class CapsuleLayer(keras.layers.Layer):
             constraint=self.kernel_constraint,
             name="W",
         )
-        axes = dict(enumerate(input_shape))
-        del axes[0]
+        axes = dict(enumerate(input_shape[1:], start=1))
         self.input_spec = keras.layers.InputSpec(ndim=len(input_shape), axes=axes)
 
     def default_initializer(self, input_num_capsule, positions=1):
@@ -320,7 +319,8 @@ class CapsuleLayer(keras.layers.Layer):
             positions: int. Positions that share a transformation. Defaults to 1.
         """
         sizes = (self.num_capsule, input_num_capsule, self.dim_capsule)
-        return routing.kernel_initializer(*sizes, positions, self._input_length)
+        how = (positions, self._input_length, self.routings)
+        return routing.kernel_initializer(*sizes, *how)
 
     def call(self, inputs, mask=None):
         """Route `inputs`, `(batch, I, D)`, to `(batch, num_capsule, dim_capsule)`."""

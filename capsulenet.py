@@ -107,20 +107,14 @@ def CapsNet(
     )(x)
     # Layer 2: a convolution whose outputs are grouped to capsules and squashed.
     size = (dim_primary, n_channels, kernel_size, strides, "valid")
-    initial = {"kernel_initializer": "glorot_uniform"}
-    primarycaps = PrimaryCap(conv1, *size, **form, **initial)
+    how = {"kernel_initializer": "glorot_uniform", **form}
+    primarycaps = PrimaryCap(conv1, *size, **how)
     # Layer 3: the class capsules, by dynamic routing.
     sigma = min(0.5 * n_class / math.sqrt(primarycaps.shape[1]), 0.4)
-    digitcaps = CapsuleLayer(
-        n_class,
-        dim_capsule,
-        routings,
-        kernel_initializer=keras.initializers.TruncatedNormal(
-            stddev=sigma / math.sqrt(dim_capsule)
-        ),
-        routing_gradient=routing_gradient,
-        name="digitcaps",
-    )(primarycaps)
+    initial = keras.initializers.TruncatedNormal(stddev=sigma / math.sqrt(dim_capsule))
+    size = (n_class, dim_capsule, routings, initial)
+    how = {"routing_gradient": routing_gradient, "name": "digitcaps"}
+    digitcaps = CapsuleLayer(*size, **how)(primarycaps)
     # Layer 4: the length of each capsule, the probability of its class; and a decoder.
     return trio(x, digitcaps, decoder)
 

@@ -29,19 +29,20 @@ PRIMARY_LENGTH = 0.8
 CAPSULE_LENGTH = 0.3
 """The same of those that come from a layer of capsules."""
 
-TOTAL_INPUT = 0.55
-"""Length of the total inputs that a layer of capsules starts with."""
+TOTAL_INPUT = 0.65
+"""Length of the total inputs that a layer of capsules starts with: squash leaves
+`CAPSULE_LENGTH` of it."""
 
 
-def kernel_initializer(J, I, O, positions, length):
+def kernel_initializer(J, I, O, positions, length, routings):
     """Weights that a layer of capsules starts well with, at any depth and of any size.
 
-    With a standard deviation of sigma, input capsules of length l start with total
-    inputs of length `sigma * l * sqrt(I * O) / J`. These are made `TOTAL_INPUT` long, of
-    which squash and routing leave 0.2 to 0.6: squash makes short ones shorter still, so
-    that a few layers of them are dead, and long ones saturate squash and routing. Of
-    shared transformations the predictions from several positions may agree or not;
-    their sum is taken to grow with the power 3/4 of their number.
+    Total inputs are made about `TOTAL_INPUT` long. Squash makes short ones shorter
+    still, so that a few layers of them are dead; long ones saturate squash and routing.
+    With a standard deviation of sigma, input capsules of length l give `sigma * l *
+    sqrt(I * O) / J` in the first iteration. Of shared transformations the predictions
+    from several positions may agree or not; their sum is taken to grow with the power
+    3/4 of their number.
 
     Args:
         J: int. Output capsules.
@@ -49,18 +50,41 @@ def kernel_initializer(J, I, O, positions, length):
         O: int. Dimension of an output capsule.
         positions: int. Positions that share a transformation.
         length: float. What the input capsules are long.
+        routings: int. Iterations.
 
     Returns:
         A truncated normal.
     """
     of_ones = math.sqrt(I * O) * positions**0.75 / J
-    return keras.initializers.TruncatedNormal(stddev=TOTAL_INPUT / length / of_ones)
+    first = _first_total_input(J / O, routings)
+    return keras.initializers.TruncatedNormal(stddev=first / length / of_ones)
+
+
+def _first_total_input(ratio, routings):
+    """What the first iteration should give for the last to give `TOTAL_INPUT`.
+
+    To first order in the logits, random predictions that are weighed by their agreement
+    with `V` add `J / O * first**2 * V` to the total input `first` of equal weights.
+
+    Args:
+        ratio: float, `J / O`.
+        routings: int. Iterations.
+    """
+    first = TOTAL_INPUT
+    while True:
+        s, V = first, 0.0
+        for _ in range(routings - 1):
+            V += s**2 / (1 + s**2)
+            s = first + ratio * first**2 * V
+        if s <= TOTAL_INPUT:
+            return first
+        first *= 0.99
 
 
 def maker(tensor):
-    """Return the layer that made a symbolic tensor, passing over those without weights.
+    """Return the layer that a symbolic tensor comes from, None of another tensor.
 
-    None for a tensor that is not symbolic, or does not come from a single tensor.
+    What has one input and no weights is passed over, such as dropout.
     """
     while hasattr(tensor, "_keras_history"):
         operation, node, _ = tensor._keras_history

@@ -97,9 +97,19 @@ def test_size_and_colour_of_a_folder_s_pictures(tmp_path, capsys):
     assert datasets.load(path, (9, 7), "rgb").train[0].shape[1:] == (9, 7, 3)
     assert "several sizes" not in capsys.readouterr().out
     Image.fromarray(pixels(20, 30, 3)).save(tmp_path / "a" / "ape" / "big.png")
-    assert datasets.load(path).train[0].shape[1:] == (32, 32, 3)
+    assert datasets.load(path).train[0].shape[1:] == (17, 17, 3)
     assert f"{path}: pictures of several sizes, scaled" in capsys.readouterr().out
-    assert datasets.load(path, color="gray").train[0].shape[1:] == (32, 32, 1)
+    assert datasets.load(path, color="gray").train[0].shape[1:] == (17, 17, 1)
+
+
+def test_pictures_of_several_sizes_keep_the_aspect_of_the_first(tmp_path):
+    sizes = iter([(150, 200), (140, 210), (155, 190), (150, 200)])
+    for name in ("ape", "bee"):
+        (tmp_path / name).mkdir()
+        for index in range(2):
+            picture = Image.fromarray(pixels(*next(sizes), 3))
+            picture.save(tmp_path / name / f"{index}.png")
+    assert datasets.load(str(tmp_path)).train[0].shape[1:] == (48, 64, 3)
 
 
 @pytest.mark.parametrize("channel", [None, 0, 1, 2])

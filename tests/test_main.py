@@ -8,6 +8,7 @@ import main
 def test_defaults_are_those_of_the_pytorch_capsnet():
     defaults = vars(main.build_parser().parse_args([]))
     assert defaults.pop("save_dir") == "./results"
+    assert defaults.pop("given") == []
     assert not defaults.pop("resume") and not defaults.pop("deterministic")  # ours
     assert defaults == {
         "epochs": 10,

@@ -24,8 +24,9 @@ def test_choices_are_what_the_code_knows():
 
 def test_every_option_has_its_default_for_train_and_on_the_command_line():
     complete = options.complete(argparse.Namespace(epochs=3))
-    assert vars(complete) == {**options.DEFAULTS, "epochs": 3}
-    parsed = vars(command_line.build_parser().parse_args([]))
+    assert vars(complete) == {**options.DEFAULTS, "epochs": 3, "given": ["epochs"]}
+    parsed = vars(command_line.build_parser().parse_args(["--epochs", "50"]))
+    assert parsed.pop("given") == ["epochs"]  # though it is the default
     assert parsed == {o.name: o.default for o in options.OPTIONS if o.group}
 
 

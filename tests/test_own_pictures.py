@@ -7,7 +7,7 @@ from helpers import HOSTILE
 from PIL import Image
 
 import capsulenet
-from capsnet import errors, own_pictures, pictures
+from capsnet import errors, own_pictures, pictures, verdict
 
 
 def test_hostile_names_of_pictures_are_shown_and_not_obeyed(
@@ -84,12 +84,13 @@ def test_a_network_of_digits_sees_drawings_without_the_paper_and_its_picture_say
     class Model:
         inputs = (np.zeros((1, 28, 28, 1)),)
 
-    def predict(model, images):
+    def predict(model, images, *of_verdicts):
         seen.extend(images)
-        return np.array([1, 0]), np.eye(2)[::-1], None
+        return verdict.Prediction(np.array([1, 0]), np.eye(2)[::-1], None)
 
     monkeypatch.setattr(pictures, "plot_predictions", lambda *a: titles.extend(a[2]))
     about = {"like_mnist": True, "class_names": ["nought, or none", "one"]}
+    about["thresholds"] = None
     paths = [str(tmp_path / name) for name in ("a.png", "b.png")]
     args = ["--predict", *paths, "-w", paths[0], "--save_dir", str(tmp_path / "out")]
     own_pictures.answer(

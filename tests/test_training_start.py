@@ -22,7 +22,8 @@ def test_a_test_of_weights_says_what_they_were_trained_on(tmp_path, channels, n_
     capsulenet.save_weights(model, path, about)
     args = options(tmp_path, weights=path, testing=True, routings=2)
     args = options_of.complete(args)
-    start.load_weights(small(channels, n_class)[0], args)
+    stored = capsulenet.weights.read(path)
+    start.load_weights(small(channels, n_class)[0], args, stored)
     colour = "grey" if channels == 1 else "colour"
     other_names = options_of.complete(
         options(
@@ -30,10 +31,10 @@ def test_a_test_of_weights_says_what_they_were_trained_on(tmp_path, channels, n_
         )
     )
     with pytest.raises(ValueError, match=f"classes {listed}, which"):
-        start.load_weights(small(channels, n_class)[0], other_names)
+        start.load_weights(small(channels, n_class)[0], other_names, stored)
     said = f"w.h5: was trained on 12 x 12 {colour}, classes {listed}, which --dataset mnist"
     with pytest.raises(ValueError, match=f"{said} .*give the --dataset"):
-        start.load_weights(small()[0], args)
+        start.load_weights(small()[0], args, stored)
 
 
 def test_random_weights_are_said_at_both_ends(tmp_path, capsys):
@@ -46,9 +47,12 @@ def test_random_weights_are_said_at_both_ends(tmp_path, capsys):
 
 
 def test_what_is_open_is_settled_before_there_is_a_network(tmp_path, squares):
-    args = options_of.complete(options(tmp_path, dataset=squares, seed=7, digit=5))
-    data, resumed = start.prepare(args)
-    assert resumed is None and args.digit == 1
+    given = options(tmp_path, dataset=squares, seed=7)
+    del given.digit
+    args = options_of.complete(given)
+    data, resumed, stored = start.prepare(args)
+    assert resumed is stored is None and args.digit == 1
+    assert (args.model, args.balance) == ("capsnet", "no")
     assert list(args.class_names) == list(data.class_names) == ["0", "1"]
     assert np.shape(data.train[0]) == (40, 17, 17, 1)
     args.seed = None
@@ -72,4 +76,5 @@ def test_a_test_of_weights_that_say_nonsense_is_refused(tmp_path, lie):
     capsulenet.save_weights(model, path, about)
     args = options(tmp_path, weights=path, testing=True, routings=2)
     with pytest.raises(ValueError, match="w.h5: not a CapsNet's weights"):
-        start.load_weights(model, options_of.complete(args))
+        stored = capsulenet.weights.read(path)
+        start.load_weights(model, options_of.complete(args), stored)

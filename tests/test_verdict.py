@@ -244,7 +244,7 @@ def test_the_verdict_stands_wherever_a_prediction_is_told(
         assert told["strangeness"] == pytest.approx(-np.log10(usual), abs=0.01)
         line = call(*args, share).out.splitlines()[1]
         assert line.split()[:2] == [told["class"], expected]
-        assert titles[-2:] == [f"{told['class']}: {expected}"] * 2
+        assert titles[-2:] == [f"{told['class']}: {expected}\nas it is"] * 2
     without = ("--predict", "a.png", "-w", path)
     told = json.loads(call(*without, "--json").out)
     assert told["verdict"] is None and told["strangeness"] is None

@@ -138,7 +138,14 @@ def _read_cached(path, files, image_size, color):
     relative = [(os.path.relpath(f, path), *rest) for f, *rest in files]
     folder = os.path.abspath(path)
     key = json.dumps(
-        [folder, relative, image_size, color, picture_files.LARGEST_PICTURE]
+        [
+            folder,
+            relative,
+            image_size,
+            color,
+            picture_files.LARGEST_PICTURE,
+            LONGEST_SIDE,
+        ]
     )
     name = hashlib.sha256(key.encode()).hexdigest()[:24] + ".npz"
     cached = os.path.join(keras_home(), "capsnet", name)

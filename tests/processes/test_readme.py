@@ -54,10 +54,9 @@ def test_the_map_shows_every_file_of_the_package():
         r"<!-- tree -->(.*?)<!-- /tree -->", page("docs/design.md"), re.DOTALL
     )[1]
     shown = re.findall(r"^ *(\w[\w-]*\.py|\w+/) ", tree, re.MULTILINE)
+    rooms = ("data", "networks", "training", "weights")
     folders = [os.path.join(ROOT, "capsnet"), ROOT]
-    folders += [
-        os.path.join(ROOT, "capsnet", n) for n in ("data", "training", "weights")
-    ]
+    folders += [os.path.join(ROOT, "capsnet", name) for name in rooms]
     there = [n for f in folders for n in os.listdir(f) if n.endswith(".py")]
     there = [name for name in there if not name.startswith("__")]
     assert sorted(there) == sorted(name for name in shown if name.endswith(".py"))
