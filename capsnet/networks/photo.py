@@ -60,44 +60,31 @@ def PhotoCapsNet(
     Raises:
         ValueError: if the images have another size, or the stem gives no map.
     """
-    if stem is None:
-        stem = residual_stem(input_shape)
+    stem = stem or residual_stem(input_shape)
+    _check_is_map(stem)
+    x = layers.Input(shape=input_shape)
+    # Layer 1: how bright, dark or pale a picture is says nothing of its class.
+    how = {"center": False, "scale": False, "name": "standardize"}
+    standard = layers.LayerNormalization(axis=[1, 2, 3], **how)(x)
+    # Layer 2: conventional convolutions.
+    features = stem(standard)
+    # Layer 3: primary capsules, a vector for each type at each place.
+    how = {"data_format": "channels_last", "kernel_initializer": "glorot_uniform"}
+    primarycaps = PrimaryCap(features, dim_primary, n_channels, 1, 1, "valid", **how)
+    how = {"dtype": primarycaps.dtype, "name": "places"}
+    places = layers.Reshape((-1, n_channels, dim_primary), **how)(primarycaps)
+    # Layer 4: the class capsules.
+    how = {"routing_gradient": routing_gradient, "name": "digitcaps"}
+    digitcaps = CapsuleLayer(n_class, dim_capsule, routings, shared=True, **how)(places)
+    return trio(x, digitcaps, decoder, most=DRAWN, name="photo")
+
+
+def _check_is_map(stem):
     if len(stem.output_shape) != 4:
         raise ValueError(
             f"stem {stem.name}: gives {stem.output_shape}, not a map (batch, rows, "
             "columns, channels); models of keras.applications do with include_top=False"
         )
-    x = layers.Input(shape=input_shape)
-    # Layer 1: what is bright, dark or pale in a picture says nothing of its class.
-    standard = layers.LayerNormalization(
-        axis=[1, 2, 3], center=False, scale=False, name="standardize"
-    )(x)
-    # Layer 2: conventional convolutions.
-    features = stem(standard)
-    # Layer 3: primary capsules, a vector for each type at each place.
-    primarycaps = PrimaryCap(
-        features,
-        dim_primary,
-        n_channels,
-        kernel_size=1,
-        strides=1,
-        padding="valid",
-        data_format="channels_last",
-        kernel_initializer="glorot_uniform",
-    )
-    primarycaps = layers.Reshape(
-        (-1, n_channels, dim_primary), dtype=primarycaps.dtype, name="places"
-    )(primarycaps)
-    # Layer 4: the class capsules.
-    digitcaps = CapsuleLayer(
-        n_class,
-        dim_capsule,
-        routings,
-        shared=True,
-        routing_gradient=routing_gradient,
-        name="digitcaps",
-    )(primarycaps)
-    return trio(x, digitcaps, decoder, most=DRAWN, name="photo")
 
 
 def residual_stem(input_shape):
