@@ -188,7 +188,7 @@ def compile_model(model, args, steps=1):
         loss=[of_classes, "mse"][:outputs],
         loss_weights=[1.0, args.lam_recon][:outputs],
         weighted_metrics=[["accuracy"], []][:outputs],
-        jit_compile=resources.jit_compile(),
+        jit_compile=resources.jit_compile(model),
         steps_per_execution=resources.steps_per_execution(steps),
     )
 
@@ -352,6 +352,8 @@ def load_model(path, routings=3, input_shape=None):
     try:
         models = network(**built)
     except ValueError:  # a form of convolution that this machine does not compute
+        if "conv" not in built:
+            raise
         models = network(**{**built, "conv": "auto"})
     weights.set_weights(models[0], stored, path)
     return models, about

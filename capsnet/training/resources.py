@@ -87,14 +87,28 @@ def describe(model, batch_size=None):
     return "\n".join(lines)
 
 
-def jit_compile():
+def jit_compile(model):
     """Return what Keras is to compile by XLA.
 
-    Specific to the backend: what XLA compiles can't be mirrored by TensorFlow.
+    Specific to the backend: what XLA compiles can't be mirrored by TensorFlow, and the
+    gradients of Keras' own convolutions take it long on a CPU.
+
+    Args:
+        model: the model that is compiled.
     """
-    if keras.backend.backend() == "tensorflow" and devices.replicas() > 1:
-        return False
-    return "auto"
+    if keras.backend.backend() != "tensorflow":
+        return "auto"
+    convolved = any(
+        isinstance(layer, _CONVOLUTIONS) and not hasattr(layer, "form")
+        for layer in model._flatten_layers()
+    )
+    return False if devices.replicas() > 1 or (on_cpu() and convolved) else "auto"
+
+
+_CONVOLUTIONS = (
+    *(keras.layers.Conv2D, keras.layers.DepthwiseConv2D),
+    *(keras.layers.SeparableConv2D, keras.layers.Conv2DTranspose),
+)
 
 
 def steps_per_execution(steps):
