@@ -371,7 +371,9 @@ NETWORKS = {"capsnet": CapsNet, "photo": PhotoCapsNet}
 def build(args, input_shape, labels_shape):
     """Build the trio that the options ask for, see `CapsNet`."""
     how = {"routing_gradient": args.routing_gradient}
-    how |= {"conv": args.conv} if args.model == "capsnet" else {}
+    if args.model == "capsnet":
+        resources.check_memory(input_shape, *labels_shape)
+        how["conv"] = args.conv
     return NETWORKS[args.model](input_shape, *labels_shape, args.routings, **how)
 
 

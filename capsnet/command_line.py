@@ -11,7 +11,13 @@ import sys
 import tempfile
 
 from capsnet import options
-from capsnet.errors import Interrupted, first_line, is_bad_input, printable
+from capsnet.errors import (
+    Interrupted,
+    first_line,
+    is_bad_input,
+    is_out_of_memory,
+    printable,
+)
 
 _EXAMPLES = """examples:
   python capsulenet.py                                    train on MNIST
@@ -225,8 +231,6 @@ def one_line_errors():
         if not is_bad_input(error):
             raise
         _fail(first_line(error), 2)
-    except MemoryError as error:
-        _fail(f"not enough memory ({first_line(error)})", 2)
     except FloatingPointError as error:
         _fail(first_line(error), 1)
     except KeyboardInterrupt:
@@ -236,6 +240,14 @@ def one_line_errors():
             if str(stop):
                 print(stop, file=sys.stderr, flush=True)
         raise SystemExit(128 + stop.number) from None
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        _fail(
+            f"not enough memory ({first_line(error)[:200]}): a smaller --batch_size or "
+            "--image_size helps",
+            2,
+        )
 
 
 def _fail(reason, code):

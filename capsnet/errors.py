@@ -49,3 +49,10 @@ def is_bad_input(error):
     """Whether an error stands for something that the user gave."""
     notes = getattr(error, "__notes__", [])
     return isinstance(error, ValueError) and DEFECT not in notes
+
+
+def is_out_of_memory(error):
+    """Whether an error of whatever backend says that memory ran out."""
+    kinds = ("MemoryError", "ResourceExhaustedError", "OutOfMemoryError")
+    said = ("RESOURCE_EXHAUSTED", "can't allocate memory", "Out of memory")
+    return type(error).__name__ in kinds or any(text in str(error) for text in said)

@@ -102,6 +102,7 @@ def _fit(model, data, args, compile_model, watching):
         args.seed = devices.draw_seed()
     batches, validation_batches = _batches(model, data, args)
     compile_model(model, args, len(batches))
+    resources.check_step(model, batches.batch_size)
     print(resources.describe(model, batches.batch_size))
     begin, end = 0, args.epochs
     if checkpoint is not None:

@@ -5,7 +5,7 @@ import math
 import keras
 
 from capsnet import machine
-from capsnet.architecture import primary_positions
+from capsnet.architecture import has_capsules, primary_positions
 from capsnet.numerics import on_cpu
 from capsnet.routing import ROUTING_BLOCK_BYTES
 from capsnet.training import devices
@@ -27,13 +27,15 @@ def step_memory(model, batch_size):
         The number of bytes, an int.
     """
     numbers = 0
-    for layer in model.layers:
+    stems = [x for x in model.layers if isinstance(x, keras.Model)]
+    for layer in [*model.layers, *(inner for stem in stems for inner in stem.layers)]:
         output = math.prod(layer.output.shape[1:])
         numbers += 8 * output
         if getattr(layer, "form", None) == "spectral":
             numbers += 6 * (math.prod(layer.input.shape[1:]) + output)
     digitcaps = model.get_layer("digitcaps")
-    coupling = digitcaps.num_capsule * digitcaps.input.shape[1] * batch_size
+    coupled = digitcaps.num_capsule * math.prod(digitcaps.input.shape[1:-1])
+    coupling = coupled * batch_size if digitcaps.routings > 1 else 0
     coupling = min(coupling, ROUTING_BLOCK_BYTES // 4)
     return 4 * (8 * model.count_params() + batch_size * numbers + 48 * coupling)
 
@@ -51,6 +53,38 @@ def check_memory(shape, n_class):
         )
 
 
+def check_step(model, batch_size):
+    """Raise a `ValueError` where a training step would not fit into the memory.
+
+    It names the largest batch that fits, or the ways out where none does.
+
+    Args:
+        model: the training model.
+        batch_size: int.
+    """
+    there = machine.machine_memory()
+    if not there or not on_cpu() or not has_capsules(model):
+        return
+    needed = step_memory(model, batch_size)
+    if needed <= there:
+        return
+    alone = step_memory(model, 0)
+    largest = int((there - alone) * batch_size / (needed - alone))
+    largest = next((n for n in range(largest, 0, -1) if _fits(model, n, there)), 0)
+    way_out = f"--batch_size {largest} fits" if largest else "not even one image fits"
+    side = min(model.inputs[0].shape[1:3])
+    smaller = max(17, int(side * math.sqrt(there / needed)))
+    raise ValueError(
+        f"--batch_size {batch_size}: a step needs about {needed / 1e9:.1f} GB, and this "
+        f"machine has {there / 1e9:.1f}; {way_out}, or --image_size {smaller}, or the "
+        "network for pictures, --model photo"
+    )
+
+
+def _fits(model, batch_size, there):
+    return step_memory(model, batch_size) <= there
+
+
 def describe(model, batch_size=None):
     """Describe what is about to be trained.
 
@@ -60,8 +94,7 @@ def describe(model, batch_size=None):
 
     Returns:
         A line that names the backend and the forms of the convolutions, and whether XLA
-        compiles; then numbers of capsules and parameters and the memory of a step, with
-        a warning where that exceeds the machine's.
+        compiles; then numbers of capsules and parameters and the memory of a step.
     """
     forms = [
         f"{layer.name} {layer.form}"
@@ -73,17 +106,12 @@ def describe(model, batch_size=None):
     lines = [f"Backend {keras.backend.backend()}: {', '.join(forms)}"]
     names = [layer.name for layer in model.layers]
     if batch_size and "digitcaps" in names:
-        needed, there = step_memory(model, batch_size), machine.machine_memory()
+        needed = step_memory(model, batch_size)
+        capsules = math.prod(model.get_layer("digitcaps").input.shape[1:-1])
         lines.append(
-            f"{model.get_layer('digitcaps').input.shape[1]} primary capsules, "
-            f"{model.count_params():,} parameters, about {needed / 1e9:.1f} GB a step "
-            f"of {batch_size} images"
+            f"{capsules} primary capsules, {model.count_params():,} parameters, about "
+            f"{needed / 1e9:.1f} GB a step of {batch_size} images"
         )
-        if on_cpu() and there and needed > there:
-            lines.append(
-                f"Warning: this machine has {there / 1e9:.1f} GB. A smaller "
-                "--batch_size or --image_size brings the need down."
-            )
     return "\n".join(lines)
 
 
