@@ -317,3 +317,35 @@ def test_a_batch_may_be_a_symbol():
     for batch in (1, 7):
         x = array(batch, 6, 5)
         np.testing.assert_allclose(exported.call(x), layer(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("routings", [1, 3])
+@pytest.mark.parametrize("sizes", [(10, 16), (50, 8), (3, 2), (200, 16)])
+def test_layers_start_alive_at_any_depth(sizes, routings):
+    inputs = x = keras.Input((20, 20, 1))
+    x = PrimaryCap(x, 8, 8, 9, 2, "valid")
+    outputs = []
+    for num_capsule, dim_capsule in [(16, 8), (24, 4), (16, 8), sizes]:
+        x = CapsuleLayer(num_capsule, dim_capsule, routings)(x)
+        outputs.append(Length()(x))
+    images = np.random.default_rng(0).random((20, 20, 20, 1)) > 0.7
+    for lengths in keras.Model(inputs, outputs).predict_on_batch(
+        images.astype("float32")
+    ):
+        assert 0.05 < np.mean(lengths) < 0.7
+
+
+@pytest.mark.parametrize("depth", [2, 3, 4])
+def test_stacked_layers_learn_as_one_does(depth):
+    centres = array(10, 40, 8)
+    labels = np.random.randint(10, size=600)
+    u = squash(centres[labels] + array(600, 40, 8, scale=0.3))
+    inputs = x = keras.Input((40, 8))
+    for _ in range(depth - 1):
+        x = CapsuleLayer(16, 8)(x)
+    model = keras.Model(inputs, Length()(CapsuleLayer(10, 16)(x)))
+    model.compile(keras.optimizers.Adam(0.003), "mse", metrics=["accuracy"])
+    given = (ops.convert_to_numpy(u), np.eye(10)[labels])
+    history = model.fit(*given, batch_size=30, epochs=6, verbose=0).history
+    assert np.isfinite(history["loss"]).all()
+    assert history["accuracy"][-1] > 0.95

@@ -142,3 +142,40 @@ def test_lines_come_too_where_steps_are_taken_several_at_once(capsys):
             log.on_train_batch_end(step - 1, {"loss": 0.5})
     lines = [line for line in capsys.readouterr().out.splitlines() if line]
     assert lines == 2 * ["Batch 23: loss 0.5000", "Batch 46: loss 0.5000"]
+
+
+@pytest.mark.parametrize(
+    "lengths, said",
+    [
+        (np.full((50, 3), 0.97), "all capsules are longer than 0.8 for each of 50"),
+        (
+            np.tile([0.1, 0.3, 0.5], (50, 1)),
+            "lengths differ by less than 0.001 between",
+        ),
+        (np.linspace(0.1, 0.9, 150).reshape(50, 3), None),
+    ],
+)
+def test_lengths_that_tell_nothing_are_warned_of(capsys, lengths, said):
+    watch = callbacks.DeadCapsules(lambda: lengths)
+    watch.set_params({"steps": 300})
+    watch.set_model(small_capsnet()[0])
+    watch.on_epoch_begin(0)
+    for step in range(250):
+        watch.on_train_batch_end(step)
+    printed = capsys.readouterr().out
+    assert printed.count("Warning") == (said is not None)
+    assert said is None or (said in printed and "--lr" in printed)
+
+
+@pytest.mark.parametrize(
+    "share, accuracy, warned", [(0.33, 0.35, 1), (0.33, 0.5, 0), (0.95, 0.951, 1)]
+)
+def test_guessing_the_commonest_class_is_warned_of_once(
+    capsys, share, accuracy, warned
+):
+    watch = callbacks.NoBetterThanGuessing(share)
+    watch.set_params({"steps": 100})
+    for epoch in range(6):
+        watch.on_epoch_end(epoch, {"capsnet_accuracy": accuracy})
+        printed = capsys.readouterr().out
+        assert printed.count("Warning") == (warned if epoch == 3 else 0)

@@ -94,6 +94,8 @@ class TrainingBatches(keras.utils.PyDataset):
         self.rotation, self.zoom = rotation, zoom
         self.flip, self.brightness, self.tint = flip, brightness, tint
         self.labels = np.argmax(y, 1) if balance else np.zeros(len(x), int)
+        counts = y.sum(0)
+        self.commonest = 1 / np.sum(counts > 0) if balance else counts.max() / len(y)
         self.whole = shifts == "whole"
         if self.whole:
             # The small surplus keeps 0.29 * 100 from becoming 28 pixels.

@@ -10,6 +10,15 @@ import numpy as np
 FIRST_STEPS = 200
 """Steps after which every class capsule should have shown some length."""
 
+GUESSING_STEPS = 400
+"""Steps after which more should be read than the commonest class."""
+
+SATURATED_LENGTH = 0.8
+"""Where all capsules are longer than this for every image, they tell nothing."""
+
+SAME_LENGTH = 0.001
+"""As little as this between images is no difference."""
+
 DEAD_LENGTH = 0.01
 """A capsule shorter than this for every image counts as one of length zero."""
 
@@ -135,7 +144,10 @@ class AveragedWeights(keras.callbacks.Callback):
 
 
 class DeadCapsules(keras.callbacks.Callback):
-    """Warn of class capsules that stay at length zero in the first 200 steps.
+    """Warn of class capsules that tell nothing after the first 200 steps.
+
+    They may be of length zero for every image, or all of them be long, or as long for
+    one image as for another.
 
     Not for several devices, where one can't compute alone.
 
@@ -162,6 +174,7 @@ class DeadCapsules(keras.callbacks.Callback):
         if keras.backend.backend() == "jax":
             self.model.jax_state_sync()  # the trainer keeps the weights to itself
         lengths = self.lengths()
+        self._say_saturated(lengths, self.before + batch + 1)
         dead = np.flatnonzero(lengths.max(0) < DEAD_LENGTH)
         if len(dead):
             layer = self.model.get_layer("digitcaps")
@@ -175,6 +188,54 @@ class DeadCapsules(keras.callbacks.Callback):
                 f"shorter than {DEAD_LENGTH} for each of {len(lengths)} training "
                 "images: they learn nothing. Try another --seed, or another "
                 f"kernel_initializer of the CapsuleLayer than {_in_words(initializer)}",
+                flush=True,
+            )
+
+    def _say_saturated(self, lengths, steps):
+        """Warn where all capsules are long, or as long for one image as for another."""
+        if lengths.min() > SATURATED_LENGTH:
+            said = f"all capsules are longer than {SATURATED_LENGTH} for each"
+        elif (
+            lengths.max() > DEAD_LENGTH and np.ptp(lengths, axis=0).max() < SAME_LENGTH
+        ):
+            said = (
+                f"the capsules' lengths differ by less than {SAME_LENGTH} between any"
+            )
+        else:
+            return
+        print(
+            f"\nWarning: after {steps} steps {said} of {len(lengths)} training images: "
+            "they learn nothing. A lower --lr may help, or --model photo",
+            flush=True,
+        )
+
+
+class NoBetterThanGuessing(keras.callbacks.Callback):
+    """Warn where an epoch's accuracy is that of always guessing the commonest class.
+
+    Looks once, at the end of the first epoch that ends after `GUESSING_STEPS` steps.
+
+    Args:
+        share: float. The share of the commonest class among the images as drawn.
+    """
+
+    def __init__(self, share):
+        super().__init__()
+        self.share = share
+        self.looked = False
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Compare the accuracy of the epoch with that of guessing."""
+        steps = (epoch + 1) * (self.params["steps"] or 0)
+        if self.looked or steps < GUESSING_STEPS:
+            return
+        self.looked = True
+        accuracy = logs.get("capsnet_accuracy", logs.get("accuracy", 1))
+        if accuracy < self.share + 0.1 * (1 - self.share):
+            print(
+                f"\nWarning: after {steps} steps {accuracy:.1%} of the training images "
+                f"are read, and the commonest class alone has {self.share:.1%}: nothing "
+                "was learned yet. Another --lr, more --epochs or --model photo may help",
                 flush=True,
             )
 

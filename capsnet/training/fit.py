@@ -249,6 +249,7 @@ def callbacks_of(model, args, batches, start, checkpoint, x_test):
             monitor,
         ),
     ]
+    used.append(callbacks.NoBetterThanGuessing(batches.commonest))
     if has_capsules(model) and devices.replicas() == 1:
         used.append(callbacks.DeadCapsules(lambda: _some_lengths(model, batches)))
     if args.log_interval:
