@@ -197,7 +197,7 @@ def plot_manipulations(image, drawn, amounts, name, path):
     dim, count, height, width, _ = drawn.shape
     inches = np.clip(max(height, width) / 50, 0.65, 1.28)  # of the longer side
     down, across = inches * np.array([height, width]) / max(height, width)
-    size = (max(5.5, 1.3 + across * (count + 1)), 1.8 + down * dim)
+    size = (max(5.5, 1.3 + across * (count + 1)), max(4, 1.8 + down * dim))
     figure = Figure(figsize=size, layout="constrained")
     left, axes = figure.subplots(1, 2, width_ratios=(1, count))
     left.imshow(_shown(image), cmap="gray", vmin=0, vmax=1)

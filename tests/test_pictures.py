@@ -136,7 +136,7 @@ def test_confusion_is_drawn_with_numbers_to_read(figures):
     accuracies = [label.get_text() for label in right.get_yticklabels()]
     assert accuracies == ["84.7%", "94.6%", "85.7%"]  # 50 of 59, 70 of 74, 30 of 35
     assert right.get_ylabel() == "accuracy"
-    heading = "18 of 168 images misread\nbalanced accuracy 88.3%"
+    heading = "18 of 168 images misread\nbalanced accuracy 88.4%"
     assert axes.get_title() == heading
 
 
@@ -236,7 +236,7 @@ def test_manipulations_say_which_dimension_and_how_much(
 ):
     drawn = np.random.random((4, 3, height, width, channels)) * 1.5 - 0.2
     amounts = np.array([-0.25, 0.0, 0.25])
-    pictures.plot_manipulations(drawn[0, 1], drawn, amounts, "$ape", "")
+    pictures.plot_manipulations(np.clip(drawn[0, 1], 0, 1), drawn, amounts, "$ape", "")
     figure = figures[0]
     beside, axes = figure.axes
     assert beside.get_title() == "test\nimage" and len(beside.images) == 1
