@@ -23,7 +23,7 @@ import numpy as np
 from keras import layers, ops
 
 # ruff: noqa: F401 (people import from here what other files define)
-from capsnet import dimensions, options, own_pictures, verdict, weights
+from capsnet import dimensions, options, own_pictures, scores, verdict, weights
 from capsnet.architecture import (
     KERNEL_SIZE,
     MOST_ROUTINGS,
@@ -42,7 +42,13 @@ from capsnet.inference import images_at_once, outputs_of, predict_in_batches
 from capsnet.machine import set_allocator
 from capsnet.networks import PhotoCapsNet, trio
 from capsnet.options import check_options
-from capsnet.pictures import combine_images, plot_log, save_image, show_test
+from capsnet.pictures import (
+    combine_images,
+    plot_log,
+    plot_manipulations,
+    save_image,
+    show_test,
+)
 from capsnet.training import fit, recipe, resources, start
 from capsnet.training.optimizers import OPTIMIZERS, optimizer
 from capsnet.training.resources import describe, step_memory
@@ -232,7 +238,9 @@ def train(model, data, args, signals=False):
 
 
 def test(model, data, args):
-    """Print the accuracy, and draw what `capsnet.pictures.show_test` does.
+    """Print the accuracy, over all and by class, and draw `pictures.show_test`.
+
+    A class that test images show, but that none was taken for, is warned of.
 
     Args:
         model: the evaluation model of `CapsNet`.
@@ -254,6 +262,7 @@ def test(model, data, args):
     error = 100 * (1 - accuracy)
     print(f"Test error: {error:.2f}% ({len(wrong)} of {len(y_test)} images)")
     names = args.class_names or [str(i) for i in range(y_test.shape[1])]
+    scores.say(scores.confusion(true, predicted, len(names)), names)
     show_test(x_test, x_recon, true, predicted, names, args.save_dir)
     print("-" * 30 + "End: test" + "-" * 30)
     return accuracy
@@ -264,7 +273,8 @@ def manipulate_latent(model, data, args):
 
     Writes `manipulate-<digit>.png` to the save directory: reconstructions of one test
     image of class `args.digit`, one row a dimension of its capsule, with
-    `MANIPULATIONS` added to it from left to right (Sabour et al. 2017, figure 4). Where
+    `MANIPULATIONS` added to it from left to right (Sabour et al. 2017, figure 4), see
+    `capsnet.pictures.plot_manipulations`. Where
     that is `"all"`, it does so for every class that the test images show, and writes
     `dimensions.png`, see `capsnet.dimensions.show`.
 
@@ -284,7 +294,7 @@ def manipulate_latent(model, data, args):
     print("-" * 30 + "Begin: manipulate" + "-" * 30)
     true = np.argmax(y_test, 1)
     digits = np.unique(true) if args.digit == "all" else [args.digit]
-    dim = model.inputs[2].shape[2]
+    names = args.class_names or [str(i) for i in range(y_test.shape[1])]
     for digit in digits:
         chosen = dimensions.some_of(digit, true, args.seed, 1)
         if not len(chosen):
@@ -293,7 +303,8 @@ def manipulate_latent(model, data, args):
             model, x_test[chosen], y_test[chosen], MANIPULATIONS
         )
         path = os.path.join(args.save_dir, f"manipulate-{digit}.png")
-        save_image(combine_images(np.concatenate(images[0]), height=dim), path)
+        name = names[digit]
+        plot_manipulations(x_test[chosen[0]], images[0], MANIPULATIONS, name, path)
         print(f"Manipulated images are saved to {path}")
     if args.digit == "all":
         dimensions.show(model, data, args, digits)

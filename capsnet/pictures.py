@@ -3,14 +3,17 @@
 import math
 import os
 import sys
+import textwrap
 
 import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from PIL import Image
 
+from capsnet import scores
 from capsnet.files import whole_file
 from capsnet.strokes import STROKES
 
@@ -85,7 +88,7 @@ def plot_log(filename, show=True):
 def show_test(x_test, x_recon, true, predicted, names, save_dir):
     """Draw what came out of a test, and say where.
 
-    Writes `real_and_recon.png`: up to 50 images above their reconstructions;
+    Writes `real_and_recon.png`: up to 50 images, each above its reconstruction;
     `confusion.png`: how often which class was taken for which; and `mistakes.png`: up to
     50 misread images.
 
@@ -98,16 +101,19 @@ def show_test(x_test, x_recon, true, predicted, names, save_dir):
         save_dir: str. The directory.
     """
     if x_recon is not None:
-        shown = min(50, len(x_test))
-        image = combine_images(
-            np.concatenate([x_test[:shown], x_recon[:shown]]),
-            width=10 if shown == 50 else shown,
-        )
         path = os.path.join(save_dir, "real_and_recon.png")
-        save_image(image, path)
+        titles = [
+            names[t] if t == p else f"{names[t]} as {names[p]}"
+            for t, p in zip(true[:50], predicted[:50])
+        ]
+        heading = (
+            f"{len(titles)} of {len(true)} test images under their classes (where misread:"
+            " true as predicted);\nbelow each what the network draws again from the "
+            "capsule of the class that it predicted"
+        )
+        _draw_images([x_test[:50], x_recon[:50]], titles, heading, path)
         print(f"Reconstructed images are saved to {path}")
-    counts = np.zeros((len(names), len(names)), int)
-    np.add.at(counts, (true, predicted), 1)
+    counts = scores.confusion(true, predicted, len(names))
     path = os.path.join(save_dir, "confusion.png")
     plot_confusion(counts, names, path)
     print(f"Which class was taken for which: {path}")
@@ -118,7 +124,7 @@ def show_test(x_test, x_recon, true, predicted, names, save_dir):
 
 
 def plot_confusion(counts, names, path):
-    """Draw how often which class was taken for which.
+    """Draw how often which class was taken for which, and the accuracy of each.
 
     Args:
         counts: int array `(n_class, n_class)`: images of the class of the row that were
@@ -138,12 +144,21 @@ def plot_confusion(counts, names, path):
         for row, column in zip(*np.nonzero(counts)):
             color = "white" if mistakes[row, column] > most / 2 else "black"
             axes.text(column, row, counts[row, column], color=color, **style)
+    of_classes, balanced = scores.accuracies(counts)
+    if n <= 120:
         axes.set_xticks(range(n), names, rotation=90, parse_math=False)
         axes.set_yticks(range(n), names, parse_math=False)
+        percent = ["" if np.isnan(a) else f"{a:.1%}" for a in of_classes]
+        right = axes.secondary_yaxis("right")
+        right.set_yticks(range(n), percent)
+        right.set_ylabel("accuracy")
+        for side in (axes, right):
+            side.tick_params(labelsize=10 if n <= 30 else 8)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     wrong, total = mistakes.sum(), counts.sum()
-    axes.set_title(f"{wrong} of {total} images misread")
+    heading = f"{wrong} of {total} images misread"
+    axes.set_title(f"{heading}\nbalanced accuracy {balanced:.1%}", fontsize=10)
     figure.tight_layout()
     _save(figure, path)
 
@@ -163,6 +178,53 @@ def plot_mistakes(images, true, predicted, names, path, most=50):
     shown = min(most, len(images))
     heading = f"{shown} of {len(images)} misread images: true as predicted"
     _draw_images([images[:shown]], titles[:shown], heading, path)
+
+
+def plot_manipulations(image, drawn, amounts, name, path):
+    """Draw what each dimension of a class capsule changes (Sabour et al. 2017, figure 4).
+
+    A row a dimension, a column an amount that is added to it; the column where nothing
+    is added is framed. The image stands beside them.
+
+    Args:
+        image: array `(height, width, channels)`, in [0, 1]. A test image of the class.
+        drawn: array `(dim, len(amounts), height, width, channels)`, in [0, 1]: its
+            reconstructions.
+        amounts: float array, with a 0.
+        name: str. The class.
+        path: str. The picture to write.
+    """
+    dim, count, height, width, _ = drawn.shape
+    inches = np.clip(max(height, width) / 50, 0.65, 1.28)  # of the longer side
+    down, across = inches * np.array([height, width]) / max(height, width)
+    size = (max(5.5, 1.3 + across * (count + 1)), max(4, 1.8 + down * dim))
+    figure = Figure(figsize=size, layout="constrained")
+    left, axes = figure.subplots(1, 2, width_ratios=(1, count))
+    left.imshow(_shown(image), cmap="gray", vmin=0, vmax=1)
+    left.set_anchor("N")
+    left.set_title("test\nimage", fontsize=9)
+    left.axis("off")
+    grid = combine_images(np.clip(np.concatenate(drawn), 0, 1), height=dim)
+    axes.imshow(_shown(grid), cmap="gray", vmin=0, vmax=1)
+    axes.set_xticks(
+        width * (np.arange(count) + 0.5) - 0.5,
+        [f"{amount:+.2f}" if amount else "0" for amount in np.round(amounts, 9)],
+        rotation=0 if across > 0.5 else 90,
+    )
+    axes.set_yticks(height * (np.arange(dim) + 0.5) - 0.5, range(dim))
+    axes.tick_params(labelsize=9, length=0)
+    axes.set_xlabel("added to that dimension (framed: nothing)")
+    axes.set_ylabel("dimension of the capsule")
+    corner = width * np.argmin(np.abs(amounts)) - 0.5, -0.5
+    frame = Rectangle(corner, width, height * dim, fill=False, color="C1", linewidth=2)
+    axes.add_patch(frame)
+    figure.suptitle(
+        f"{textwrap.fill(f'An image of class {name},', 60)}\nthat the network draws again "
+        f"from its capsule of {dim} numbers,\none of which is changed in each row",
+        fontsize=10,
+        parse_math=False,
+    )
+    _save(figure, path)
 
 
 def plot_dimensions(pairs, effects, names, path, most=30):
@@ -245,7 +307,8 @@ def _draw_images(rows, titles, heading, path, width=10):
         if index < count:
             image = np.concatenate([np.clip(row[index], 0, 1) for row in rows])
             axes.imshow(_shown(image), cmap="gray")
-            axes.set_title(titles[index], fontsize=8, parse_math=False)
+            lines = (textwrap.fill(line, 19) for line in titles[index].split("\n"))
+            axes.set_title("\n".join(lines), fontsize=8, parse_math=False)
     figure.suptitle(heading, fontsize=9)
     figure.tight_layout()
     _save(figure, path)

@@ -22,6 +22,7 @@ from helpers import KINDS, NAMES, ROOT, options, small_capsnet, small_data, tiny
 from PIL import Image
 
 import capsulenet
+from capsnet import pictures
 from capsnet.training import fit
 from capsulenet import train
 
@@ -150,3 +151,11 @@ def two_classes(tmp_path_factory):
     about = {"architecture": capsulenet.architecture(trio[0])}
     capsulenet.save_weights(trio[0], path, {**about, "class_names": ["ape", "bee"]})
     return path, trio
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that would be saved, in order."""
+    figures = []
+    monkeypatch.setattr(pictures, "_save", lambda figure, path: figures.append(figure))
+    return figures

@@ -3,7 +3,6 @@ import numpy as np
 import pytest
 from helpers import assert_same_weights, options, small_capsnet, small_data
 from keras import ops
-from PIL import Image
 
 import capsulenet
 from capsulenet import CapsNet, MarginLoss, margin_loss, test, train
@@ -140,7 +139,7 @@ def test_margin_loss_takes_the_weights_that_keras_gives(loss, tmp_path):
             assert value == pytest.approx(expected, abs=1e-6)
 
 
-def test_test_counts_and_draws(trained, tmp_path, capsys):
+def test_test_counts_and_draws(trained, tmp_path, capsys, figures):
     x, y = trained.data[1]
     accuracy = test(trained.trio[1], (x, y), options(tmp_path))
     lengths, recon = trained.trio[1].predict(x, verbose=0)
@@ -148,12 +147,15 @@ def test_test_counts_and_draws(trained, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert f"Test acc: {accuracy:.4f}\n" in printed
     assert f"Test error: {100 - 100 * accuracy:.2f}%" in printed
-    with Image.open(tmp_path / "real_and_recon.png") as picture:
-        pixels = np.asarray(picture)
-    assert pixels.shape == (2 * 12, 23 * 12)
-    np.testing.assert_array_equal(pixels[:12, :12], np.round(x[0, :, :, 0] * 255))
-    expected = np.round(recon[1, :, :, 0] * 255)
-    np.testing.assert_allclose(pixels[12:, 12:24], expected, atol=1)
+    right = lengths.argmax(1) == y.argmax(1)
+    of_classes = [right[y[:, digit] == 1].mean() for digit in range(3)]
+    assert f"Balanced acc: {np.mean(of_classes):.4f}" in printed
+    listed = ", ".join(f"{n} {100 * a:.1f}%" for n, a in enumerate(of_classes))
+    assert f"Accuracy of each class: {listed}\n" in printed
+    drawn = [axes.images[0].get_array() for axes in figures[0].axes if axes.images]
+    assert len(drawn) == 23
+    np.testing.assert_array_equal(drawn[0][:12], x[0, :, :, 0])
+    np.testing.assert_allclose(drawn[1][12:], recon[1, :, :, 0], atol=1e-5)
 
 
 def test_lengths_are_probabilities():

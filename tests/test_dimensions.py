@@ -10,13 +10,13 @@ from capsnet import pictures as drawing
 from capsulenet import manipulate_latent
 
 
-def test_manipulation_changes_one_dimension_a_row(trained, tmp_path):
+def test_manipulation_changes_one_dimension_a_row(trained, tmp_path, figures):
     x, y = trained.data[1]
     manipulate_latent(trained.trio[2], (x, y), options(tmp_path, seed=0))
-    with Image.open(tmp_path / "manipulate-1.png") as picture:
-        pixels = np.asarray(picture).astype(int)
-    assert pixels.shape == (6 * 12, 11 * 12)
-    tiles = pixels.reshape(6, 12, 11, 12).transpose(0, 2, 1, 3)
+    grid = np.array(figures[0].axes[1].images[0].get_array())
+    assert grid.shape == (6 * 12, 11 * 12)
+    tiles = 255 * grid.reshape(6, 12, 11, 12).transpose(0, 2, 1, 3)
+    assert "class 1" in figures[0].get_suptitle()
     (chosen,) = np.random.default_rng(0).permutation(np.flatnonzero(y[:, 1]))[:1]
     noise = np.zeros((6, 11, 3, 6))
     for d in range(6):
@@ -51,7 +51,7 @@ def test_all_digits_are_manipulated_and_their_dimensions_named(
         assert np.isfinite(pair).all()
         assert (pair[:, 0] != pair[:, 1]).any(axis=(1, 2, 3)).all()
         with Image.open(tmp_path / picture) as image:
-            assert image.size == (11 * 12, 6 * 12)
+            assert min(image.size) >= 500
     assert np.isfinite(drawn["effects"]).all() and (drawn["effects"] != 0).any()
 
 

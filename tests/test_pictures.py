@@ -9,14 +9,6 @@ from capsnet import pictures, strokes
 from utils import combine_images, plot_log, save_image
 
 
-@pytest.fixture
-def figures(monkeypatch):
-    """The figures that would be saved, in order."""
-    figures = []
-    monkeypatch.setattr(pictures, "_save", lambda figure, path: figures.append(figure))
-    return figures
-
-
 @pytest.mark.parametrize(
     "name, sizes",
     [
@@ -140,7 +132,12 @@ def test_confusion_is_drawn_with_numbers_to_read(figures):
         assert [label.get_text() for label in labels] == ["ape", "$bee", "cow"]
         assert not any(label.get_parse_math() for label in labels)
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "true")
-    assert axes.get_title() == "18 of 168 images misread"
+    (right,) = axes.child_axes
+    accuracies = [label.get_text() for label in right.get_yticklabels()]
+    assert accuracies == ["84.7%", "94.6%", "85.7%"]  # 50 of 59, 70 of 74, 30 of 35
+    assert right.get_ylabel() == "accuracy"
+    heading = "18 of 168 images misread\nbalanced accuracy 88.4%"
+    assert axes.get_title() == heading
 
 
 def test_confusion_without_a_mistake_is_white_and_of_many_classes_without_numbers(
@@ -203,6 +200,68 @@ def test_predictions_stand_above_their_reconstructions(figures):
     many = np.zeros((51, 4, 4, 1))
     pictures.plot_predictions(many, many, ["a"] * 51, "")
     assert sum(bool(axes.images) for axes in figures[2].axes) == 50
+
+
+def test_test_images_stand_above_reconstructions_under_their_classes(figures, tmp_path):
+    images = np.random.random((60, 20, 16, 3))
+    recon = np.random.random((60, 20, 16, 3)) * 1.5 - 0.2
+    true, predicted = np.arange(60), np.arange(60)
+    predicted[1] = 0
+    names = [f"$class{n}" for n in range(60)]
+    pictures.show_test(images, recon, true, predicted, names, str(tmp_path))
+    drawn = drawn_images(figures[0])
+    assert list(drawn)[:3] == ["$class0", "$class1 as $class0", "$class2"]
+    assert len(drawn) == 50
+    pair = drawn["$class1 as $class0"]
+    np.testing.assert_array_equal(pair[:20], images[1])
+    np.testing.assert_array_equal(pair[20:], np.clip(recon[1], 0, 1))
+    heading = figures[0].get_suptitle()
+    assert heading.startswith("50 of 60 test images under their classes")
+    assert min(figures[0].get_size_inches()) >= 10
+
+
+def test_long_titles_break_into_lines(figures):
+    names = ["a class with a very long name", "another one of those classes"]
+    zeros = np.zeros(1, int)
+    pictures.plot_mistakes(np.zeros((1, 8, 8, 1)), zeros, zeros + 1, names, "")
+    title = figures[0].axes[0].get_title()
+    assert title.replace("\n", " ") == " as ".join(names)
+    assert max(map(len, title.split("\n"))) <= 20
+
+
+@pytest.mark.parametrize("height, width", [(28, 28), (20, 120), (128, 17)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_manipulations_say_which_dimension_and_how_much(
+    figures, height, width, channels
+):
+    drawn = np.random.random((4, 3, height, width, channels)) * 1.5 - 0.2
+    amounts = np.array([-0.25, 0.0, 0.25])
+    pictures.plot_manipulations(np.clip(drawn[0, 1], 0, 1), drawn, amounts, "$ape", "")
+    figure = figures[0]
+    beside, axes = figure.axes
+    assert beside.get_title() == "test\nimage" and len(beside.images) == 1
+    grid = np.array(axes.images[0].get_array()).reshape(4, height, 3, width, -1)
+    expected = np.clip(drawn, 0, 1).transpose(0, 2, 1, 3, 4)
+    np.testing.assert_array_equal(grid, expected)
+    below = [label.get_text() for label in axes.get_xticklabels()]
+    assert below == ["-0.25", "0", "+0.25"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == list("0123")
+    np.testing.assert_allclose(axes.get_xticks(), width * np.arange(0.5, 3) - 0.5)
+    np.testing.assert_allclose(axes.get_yticks(), height * np.arange(0.5, 4) - 0.5)
+    assert axes.get_xlabel().startswith("added to that dimension")
+    assert axes.get_ylabel() == "dimension of the capsule"
+    (frame,) = axes.patches
+    assert frame.get_xy() == (width - 0.5, -0.5) and frame.get_width() == width
+    assert (
+        "class $ape" in figure.get_suptitle() and "4 numbers" in figure.get_suptitle()
+    )
+    figure.canvas.draw()  # all that is written lies within the picture
+    whole, bounds = (
+        figure.bbox,
+        figure.get_tightbbox().transformed(figure.dpi_scale_trans),
+    )
+    assert bounds.x0 >= 0 and bounds.y0 >= 0
+    assert bounds.x1 <= whole.x1 and bounds.y1 <= whole.y1
 
 
 def test_the_strongest_effect_names_a_dimension(figures):

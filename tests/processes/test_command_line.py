@@ -65,10 +65,10 @@ def test_train_then_test(tmp_path, digits, backend, call):
     accuracy = float(printed.out.split("Test acc: ")[1].split()[0])
     assert accuracy == pytest.approx(float(log[2].split(",")[7]), abs=1e-4)
     with Image.open(out / "real_and_recon.png") as picture:
-        assert picture.size == (10 * 20, 10 * 20)
+        assert min(picture.size) >= 1000
     for digit in digits:
         with Image.open(out / f"manipulate-{digit}.png") as picture:
-            assert picture.size == (11 * 20, 16 * 20)
+            assert min(picture.size) >= 800
     assert (out / "dimensions.png").exists() == (len(digits) > 1)
 
 
