@@ -51,6 +51,8 @@ def check_image_size(input_shape, kernel_size=KERNEL_SIZE):
 def architecture(model):
     """Return the arguments of `CapsNet` that a model of the trio was built with.
 
+    Those of `PhotoCapsNet` besides `model`, which is `"photo"`, for a model of that.
+
     Args:
         model: the training or evaluation model.
 
@@ -62,7 +64,6 @@ def architecture(model):
     dim_primary = model.get_layer("primarycap_reshape").target_shape[-1]
     names = [layer.name for layer in model.layers]
     built = {
-        "model": "photo" if digitcaps.shared else "capsnet",
         "input_shape": list(model.inputs[0].shape[1:]),
         "n_class": digitcaps.num_capsule,
         "routings": digitcaps.routings,
@@ -72,8 +73,12 @@ def architecture(model):
         "decoder": "decoder" in names,
         "routing_gradient": digitcaps.routing_gradient,
     }
-    if built["model"] == "photo":
-        return {**built, "stem": "residual" if "stem" in names else "own"}
+    if digitcaps.shared:
+        return {
+            "model": "photo",
+            **built,
+            "stem": "residual" if "stem" in names else "own",
+        }
     conv1 = model.get_layer("conv1")
     return {
         **built,

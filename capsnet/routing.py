@@ -26,10 +26,10 @@ _MOST_PARTS = 16
 PRIMARY_LENGTH = 0.8
 """What input capsules are taken to be long at the start; see `PrimaryCap`."""
 
-CAPSULE_LENGTH = 0.3
+CAPSULE_LENGTH = 0.2
 """The same of those that come from a layer of capsules."""
 
-TOTAL_INPUT = 0.65
+TOTAL_INPUT = 0.5
 """Length of the total inputs that a layer of capsules starts with: squash leaves
 `CAPSULE_LENGTH` of it."""
 

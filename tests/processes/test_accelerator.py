@@ -18,7 +18,7 @@ def on_accelerator(monkeypatch):
     for module in (routing, spectral, machine, resources):
         monkeypatch.setattr(module, "on_cpu", lambda: False)
     if keras.backend.backend() == "tensorflow":  # Keras itself looks for a GPU
-        monkeypatch.setattr(resources, "jit_compile", lambda: True)
+        monkeypatch.setattr(resources, "jit_compile", lambda model: True)
         tf32 = "capsnet.spectral._products_are_rounded"  # a setting of GPUs
         monkeypatch.setattr(tf32, lambda: False)
 
