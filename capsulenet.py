@@ -261,7 +261,7 @@ def test(model, data, args):
     print(f"Test acc: {accuracy:.4f}")
     error = 100 * (1 - accuracy)
     print(f"Test error: {error:.2f}% ({len(wrong)} of {len(y_test)} images)")
-    names = args.class_names or [str(i) for i in range(y_test.shape[1])]
+    names = options.class_names(args, y_test.shape[1])
     scores.say(scores.confusion(true, predicted, len(names)), names)
     show_test(x_test, x_recon, true, predicted, names, args.save_dir)
     print("-" * 30 + "End: test" + "-" * 30)
@@ -274,9 +274,9 @@ def manipulate_latent(model, data, args):
     Writes `manipulate-<digit>.png` to the save directory: reconstructions of one test
     image of class `args.digit`, one row a dimension of its capsule, with
     `MANIPULATIONS` added to it from left to right (Sabour et al. 2017, figure 4), see
-    `capsnet.pictures.plot_manipulations`. Where
-    that is `"all"`, it does so for every class that the test images show, and writes
-    `dimensions.png`, see `capsnet.dimensions.show`.
+    `capsnet.pictures.plot_manipulations`. Where that is `"all"`, it does so for every
+    class that the test images show, and writes `dimensions.png`, see
+    `capsnet.dimensions.show`.
 
     Args:
         model: the manipulation model of `CapsNet`.
@@ -294,7 +294,7 @@ def manipulate_latent(model, data, args):
     print("-" * 30 + "Begin: manipulate" + "-" * 30)
     true = np.argmax(y_test, 1)
     digits = np.unique(true) if args.digit == "all" else [args.digit]
-    names = args.class_names or [str(i) for i in range(y_test.shape[1])]
+    names = options.class_names(args, y_test.shape[1])
     for digit in digits:
         chosen = dimensions.some_of(digit, true, args.seed, 1)
         if not len(chosen):

@@ -167,9 +167,7 @@ def of_weights(weights, said, input_shape=None):
         "dim_capsule": dim_capsule,
         "decoder": "decoder" in weights,
     }
-    for name in built.keys() & said.keys():
-        if said[name] != built[name]:
-            raise ValueError(f"{name} is {built[name]} and not {said[name]}")
+    _check_said(said, built)
     built |= {"model": "capsnet", **_said_alone(said, kernel_size)}
 
     def positions(height, width):
@@ -211,12 +209,17 @@ def _photo_of_weights(weights, said, input_shape=None):
         "dim_capsule": dim_capsule,
         "decoder": "decoder" in weights,
     }
-    for name, value in built.items():
-        if said[name] != value:
-            raise ValueError(f"{name} is {value} and not {said[name]}")
+    _check_said(said, built)
     known = _said_alone(said, KERNEL_SIZE)
     kept = {name: known[name] for name in ("routings", "routing_gradient")}
     return {"model": "photo", "input_shape": shape, **built, **kept}
+
+
+def _check_said(said, built):
+    """Raise a `ValueError` where what is said differs from what the weights tell."""
+    for name in built.keys() & said.keys():
+        if said[name] != built[name]:
+            raise ValueError(f"{name} is {built[name]} and not {said[name]}")
 
 
 def _said_alone(said, kernel_size):

@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 
-from capsnet import pictures
+from capsnet import options, pictures
 from capsnet.data import TrainingBatches
 from capsnet.inference import predict_in_batches
 from capsnet.strokes import measure_strokes
@@ -43,7 +43,7 @@ def show(model, data, args, digits, images=20):
     """
     x_test, y_test = data
     true = np.argmax(y_test, 1)
-    names = args.class_names or [str(i) for i in range(y_test.shape[1])]
+    names = options.class_names(args, y_test.shape[1])
     (seen, _), _ = TrainingBatches(
         x_test, y_test, len(x_test), args.shift_fraction, shifts=args.shifts
     )[0]

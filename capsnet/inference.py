@@ -1,5 +1,7 @@
 """A model run over arrays, in batches that the memory holds."""
 
+import math
+
 import keras
 import numpy as np
 
@@ -7,13 +9,16 @@ import numpy as np
 def images_at_once(model):
     """Return how many images a model should be given at once, to stay within 3 GB.
 
-    500 digits of MNIST, fewer where there are more primary capsules than their 1,152;
-    100 for a network without capsules.
+    500 digits of MNIST, fewer where there are more primary capsules than their 1,152,
+    or more pixels than 64 x 64 in a network for pictures; 100 for a network without
+    capsules.
     """
     if "digitcaps" not in [layer.name for layer in model.layers]:
         return 100
-    capsules = model.get_layer("digitcaps").input.shape[1]
-    return max(1, min(500, 500 * 1152 // capsules))
+    digitcaps = model.get_layer("digitcaps")
+    if digitcaps.shared:
+        return max(1, min(500, 500 * 64**2 // math.prod(model.inputs[0].shape[1:3])))
+    return max(1, min(500, 500 * 1152 // digitcaps.input.shape[1]))
 
 
 def outputs_of(model, images):

@@ -288,6 +288,11 @@ def complete(args):
     return args
 
 
+def class_names(args, n_class):
+    """Return the names of the classes, their numbers where there are none."""
+    return list(args.class_names or map(str, range(n_class)))
+
+
 def check_options(args, n_class=None):
     """Raise a `ValueError` that names the option, its value and the rule it breaks.
 

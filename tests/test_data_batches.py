@@ -188,3 +188,37 @@ def test_a_batch_of_few_images_is_filled_up_to_the_devices():
     batches = datasets.TrainingBatches(x, y, 100, devices=4)
     assert len(batches) == 1 and len(batches[0][0][0]) == 8
     assert batches[0][0][1].sum(0).min() == 1  # no image is lost
+
+
+def test_every_other_image_is_mirrored_and_nothing_else_changes():
+    x = images(400, 5, 4, 3)
+    (flipped, _), (_, target) = TrainingBatches(x, one_hot(400), 400, flip=True)[0]
+    (plain, _), _ = TrainingBatches(x, one_hot(400), 400)[0]
+    np.testing.assert_array_equal(flipped, target)
+    mirrored = (flipped == plain[:, :, ::-1]).all((1, 2, 3))
+    assert ((flipped == plain).all((1, 2, 3)) != mirrored).all()
+    assert 140 < mirrored.sum() < 260
+
+
+def test_brightness_and_tint_reach_their_limits_and_stay_within():
+    x = np.full((2000, 2, 2, 3), 0.5, "float32")
+    (lit, _), _ = TrainingBatches(x, one_hot(2000), 2000, brightness=0.4)[0]
+    assert 0.3 <= lit.min() < 0.31 and 0.69 < lit.max() <= 0.7
+    assert np.ptp(lit, axis=(1, 2, 3)).max() == 0  # one factor an image
+    (tinted, _), _ = TrainingBatches(x, one_hot(2000), 2000, tint=0.2)[0]
+    assert 0.3 <= tinted.min() < 0.31 and 0.69 < tinted.max() <= 0.7
+    assert np.ptp(tinted, axis=3).max() > 0.3  # each channel for itself
+    assert np.ptp(tinted, axis=(1, 2)).max() == 0
+    (clipped, _), _ = TrainingBatches(x * 2, one_hot(2000), 2000, tint=0.2)[0]
+    assert clipped.max() == 1 and clipped.min() >= 0.79
+
+
+def test_balanced_batches_show_each_class_as_often_and_all_of_its_images():
+    y = np.eye(4, dtype="float32")[[0] * 80 + [1] * 6 + [3] * 4]  # none of class 2
+    batches = TrainingBatches(numbered(90), y, 90, balance=True)
+    drawn = numbers(batches, 0)
+    counts = np.bincount(y[drawn].argmax(1), minlength=4)
+    assert counts.sum() == 90 and counts[2] == 0 and 28 <= counts.max() <= 30
+    assert set(range(80, 90)) <= set(drawn)
+    assert batches.commonest == pytest.approx(1 / 3)
+    assert TrainingBatches(numbered(90), y, 90).commonest == pytest.approx(80 / 90)

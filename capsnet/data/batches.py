@@ -61,6 +61,9 @@ class TrainingBatches(keras.utils.PyDataset):
             Defaults to 0.
         balance: bool. Whether the images of all classes are drawn equally often, those
             of rare classes several times an epoch. Defaults to False.
+
+    Attributes:
+        commonest: float. The share of the commonest class among what is drawn.
     """
 
     def __init__(
@@ -93,9 +96,11 @@ class TrainingBatches(keras.utils.PyDataset):
         self.reach = [side * shift_fraction for side in x.shape[1:3]]
         self.rotation, self.zoom = rotation, zoom
         self.flip, self.brightness, self.tint = flip, brightness, tint
-        self.labels = np.argmax(y, 1) if balance else np.zeros(len(x), int)
-        counts = y.sum(0)
-        self.commonest = 1 / np.sum(counts > 0) if balance else counts.max() / len(y)
+        shown = [np.flatnonzero(of_class) for of_class in np.transpose(y)]
+        shown = [members for members in shown if len(members)]
+        self.groups = shown if balance else [np.arange(len(x))]
+        most = max(map(len, shown))
+        self.commonest = 1 / len(shown) if balance else most / len(x)
         self.whole = shifts == "whole"
         if self.whole:
             # The small surplus keeps 0.29 * 100 from becoming 28 pixels.
@@ -126,15 +131,12 @@ class TrainingBatches(keras.utils.PyDataset):
 
     def _order(self, rng):
         """The images of an epoch, each once, or as many of each class."""
-        if not self.labels.any():
-            return rng.permutation(len(self.x)).astype("int32")
-        classes = np.unique(self.labels)
-        each = -(-len(self.x) // len(classes))
-        drawn = [
-            np.resize(rng.permutation(np.flatnonzero(self.labels == label)), each)
-            for label in classes
-        ]
-        return rng.permutation(np.concatenate(drawn)).astype("int32")[: len(self.x)]
+        n = len(self.x)
+        if len(self.groups) == 1:
+            return rng.permutation(n).astype("int32")
+        each = -(-n // len(self.groups))
+        drawn = [np.resize(rng.permutation(group), each) for group in self.groups]
+        return rng.permutation(np.concatenate(drawn)).astype("int32")[:n]
 
     def __len__(self):
         """Return the number of batches an epoch."""

@@ -210,10 +210,10 @@ def _kept_with_weights(model, args):
     if not has_capsules(model):
         return {}
     built = architecture(model)
-    names = args.class_names or map(str, range(built["n_class"]))
+    names = options.class_names(args, built["n_class"])
     return {
         "architecture": built,
-        "class_names": list(names),
+        "class_names": names,
         "like_mnist": args.dataset == "mnist" and built["input_shape"] == [28, 28, 1],
     }
 

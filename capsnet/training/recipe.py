@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from capsnet.command_line import as_flags
-from capsnet.options import NAMED_SETS
+from capsnet.options import MODELS, NAMED_SETS
 
 UNEVEN = 3
 """`--balance auto` draws all classes equally often where one has more than so many times
@@ -24,7 +24,9 @@ def choose_network(args, shape, stored=None):
     if args.model != "auto":
         return
     if stored is not None:
-        args.model = stored[0].get("architecture", {}).get("model", "capsnet")
+        told = stored[0].get("architecture")
+        model = told.get("model") if isinstance(told, dict) else None
+        args.model = model if model in MODELS else "capsnet"
     elif args.dataset in NAMED_SETS:
         args.model = "capsnet"
     else:
@@ -57,11 +59,9 @@ def fit_to_data(args, labels, channels):
         raise ValueError(
             f"--conv {args.conv}: the network {args.model} has no such choice"
         )
-    counts = labels.sum(0)
-    if args.balance == "auto":
-        uneven = counts.max() > UNEVEN * counts[counts > 0].min()
-        args.balance = "yes" if uneven and args.dataset not in NAMED_SETS else "no"
     named = args.dataset in NAMED_SETS
+    if args.balance == "auto":
+        args.balance = "yes" if _are_uneven(labels.sum(0)) and not named else "no"
     if named and args.model == "capsnet":
         return
     batch = args.batch_size if "batch_size" in args.given else _batch_size(len(labels))
@@ -98,18 +98,19 @@ def say_counts(labels, names, balance):
             f"Warning: no training image shows {', '.join(missing[:20])}: what is shown "
             "there in the test can't be learned"
         )
-    if counts.max() > UNEVEN * counts[counts > 0].min():
-        most, least = (names[i] for i in (counts.argmax(), _rarest(counts)))
+    if _are_uneven(counts):
+        most = counts.argmax()
+        least = np.where(counts > 0, counts, counts.max()).argmin()
         how = (
             "the images of all classes are drawn equally often (--balance)"
             if balance == "yes"
             else "--balance yes draws the images of all classes equally often"
         )
         print(
-            f"Warning: {most} has {counts.max()} images, {least} "
-            f"{counts[_rarest(counts)]}: {how}"
+            f"Warning: {names[most]} has {counts[most]} images, {names[least]} "
+            f"{counts[least]}: {how}"
         )
 
 
-def _rarest(counts):
-    return np.where(counts > 0, counts, counts.max()).argmin()
+def _are_uneven(counts):
+    return counts.max() > UNEVEN * counts[counts > 0].min()

@@ -70,19 +70,16 @@ def check_step(model, batch_size):
         return
     alone = step_memory(model, 0)
     largest = int((there - alone) * batch_size / (needed - alone))
-    largest = next((n for n in range(largest, 0, -1) if _fits(model, n, there)), 0)
-    way_out = f"--batch_size {largest} fits" if largest else "not even one image fits"
+    while largest > 0 and step_memory(model, largest) > there:
+        largest -= 1
+    fits = f"--batch_size {largest} fits" if largest > 0 else "not even one image fits"
     side = min(model.inputs[0].shape[1:3])
     smaller = max(17, int(side * math.sqrt(there / needed)))
     raise ValueError(
         f"--batch_size {batch_size}: a step needs about {needed / 1e9:.1f} GB, and this "
-        f"machine has {there / 1e9:.1f}; {way_out}, or --image_size {smaller}, or the "
+        f"machine has {there / 1e9:.1f}; {fits}, or --image_size {smaller}, or the "
         "network for pictures, --model photo"
     )
-
-
-def _fits(model, batch_size, there):
-    return step_memory(model, batch_size) <= there
 
 
 def describe(model, batch_size=None):

@@ -1,0 +1,117 @@
+import argparse
+
+import numpy as np
+import pytest
+
+from capsnet import command_line, options
+from capsnet.training import recipe
+
+
+def typed(*flags):
+    args = command_line.build_parser().parse_args(list(map(str, flags)))
+    return options.complete(args)
+
+
+def labels(*counts):
+    return np.repeat(np.eye(len(counts), dtype="float32"), counts, axis=0)
+
+
+@pytest.mark.parametrize(
+    "flags, shape, network",
+    [
+        ([], (28, 28, 1), "capsnet"),
+        (["--dataset", "cifar10"], (32, 32, 3), "capsnet"),
+        (["--dataset", "a"], (32, 32, 1), "capsnet"),
+        (["--dataset", "a"], (32, 33, 1), "photo"),
+        (["--dataset", "a"], (20, 20, 3), "photo"),
+        (["--dataset", "a", "--model", "capsnet"], (99, 99, 3), "capsnet"),
+        (["--model", "photo"], (28, 28, 1), "photo"),
+    ],
+)
+def test_the_network_suits_the_images_unless_it_is_given(flags, shape, network, capsys):
+    args = typed(*flags)
+    recipe.choose_network(args, shape)
+    assert args.model == network
+    said = capsys.readouterr().out
+    assert (f"Network {network}: images are" in said) == (flags == ["--dataset", "a"])
+
+
+@pytest.mark.parametrize(
+    "told, network",
+    [
+        ({"model": "photo"}, "photo"),
+        ({}, "capsnet"),
+        ({"model": "nonsense"}, "capsnet"),
+        ({"model": [1]}, "capsnet"),
+        (7, "capsnet"),
+        (None, "capsnet"),
+    ],
+)
+def test_weights_tell_their_network(told, network):
+    args = typed("--dataset", "a")
+    recipe.choose_network(args, (64, 64, 3), ({"architecture": told}, {}))
+    assert args.model == network
+
+
+@pytest.mark.parametrize(
+    "n, batch_size, epochs", [(90, 16, 100), (360, 18, 50), (5000, 100, 30)]
+)
+def test_what_is_open_suits_the_number_of_images(n, batch_size, epochs, capsys):
+    args = typed("--dataset", "a", "--model", "photo", "--lr", 0.5)
+    recipe.fit_to_data(args, labels(n // 2, n // 2), 3)
+    assert (args.batch_size, args.epochs) == (batch_size, epochs)
+    assert (args.schedule, args.routings, args.tint) == ("cosine", 1, 0.2)
+    assert args.lr == 0.5 and args.balance == "no"
+    said = capsys.readouterr().out
+    assert f"Chosen for {n} training images: --batch_size {batch_size}" in said
+
+
+def test_what_is_given_stays_though_it_is_the_default():
+    flags = ("--epochs", 50, "--batch_size", 100, "--schedule", "exponential", "-r", 3)
+    args = typed("--dataset", "a", "--model", "photo", *flags, "--brightness", 0)
+    recipe.fit_to_data(args, labels(45, 45), 1)
+    assert (args.epochs, args.batch_size, args.routings) == (50, 100, 3)
+    assert (args.schedule, args.brightness, args.tint) == ("exponential", 0, 0)
+
+
+def test_mnist_by_name_is_trained_as_ever():
+    args, before = typed(), typed()
+    recipe.choose_network(args, (28, 28, 1))
+    recipe.fit_to_data(args, labels(*[60] * 9, 6), 1)
+    before.model, before.balance = "capsnet", "no"
+    assert vars(args) == vars(before)
+
+
+@pytest.mark.parametrize(
+    "counts, flags, balance",
+    [
+        ((30, 10), [], "no"),
+        ((31, 10), [], "yes"),
+        ((31, 0, 10), [], "yes"),
+        ((31, 10), ["--balance", "no"], "no"),
+        ((30, 30), ["--balance", "yes"], "yes"),
+    ],
+)
+def test_uneven_classes_are_balanced_and_said(counts, flags, balance, capsys):
+    args = typed("--dataset", "a", "--model", "photo", *flags)
+    recipe.fit_to_data(args, labels(*counts), 3)
+    assert args.balance == balance
+    capsys.readouterr()
+    recipe.say_counts(labels(*counts), "abc", args.balance)
+    said = capsys.readouterr().out
+    assert f"a {counts[0]}, b {counts[1]}" in said
+    assert ("no training image shows b" in said) == (0 in counts)
+    assert ("Warning: a has 31 images" in said) == (max(counts) == 31)
+    assert ("--balance yes draws" in said) == (flags == ["--balance", "no"])
+
+
+def test_a_form_of_convolution_that_the_network_lacks_is_refused():
+    args = typed("--dataset", "a", "--model", "photo", "--conv", "direct")
+    with pytest.raises(ValueError, match="--conv direct: the network photo"):
+        recipe.fit_to_data(args, labels(20, 20), 3)
+
+
+def test_what_only_train_is_called_with_counts_as_given():
+    args = options.complete(argparse.Namespace(dataset="a", model="photo", epochs=2))
+    recipe.fit_to_data(args, labels(20, 20), 3)
+    assert (args.epochs, args.batch_size) == (2, 16)
