@@ -180,13 +180,15 @@ def plot(path):
     figure = Figure(figsize=(8, 4))
     axes = figure.subplots()
     names = list(dict.fromkeys(rows["set"]))
-    for offset, network in ((-0.2, "photo"), (0.2, "cnn")):
+    networks = list(dict.fromkeys(rows["network"]))
+    width = 0.8 / len(networks)
+    for index, network in enumerate(networks):
         of = rows[rows["network"] == network].groupby("set")["balanced_accuracy"]
-        shown = [100 * of.mean().get(name, 0) for name in names]
-        low = [100 * (of.mean() - of.min()).get(name, 0) for name in names]
-        high = [100 * (of.max() - of.mean()).get(name, 0) for name in names]
-        places = np.arange(len(names)) + offset
-        axes.bar(places, shown, 0.38, yerr=[low, high], label=network)
+        mean = 100 * of.mean().reindex(names)
+        spread = [mean - 100 * of.min().reindex(names)]
+        spread.append(100 * of.max().reindex(names) - mean)
+        places = np.arange(len(names)) + (index - (len(networks) - 1) / 2) * width
+        axes.bar(places, mean, width, yerr=spread, label=network)
     axes.set_xticks(range(len(names)), [n.replace("_", "\n") for n in names])
     axes.set_ylabel("balanced test accuracy, %")
     axes.legend()

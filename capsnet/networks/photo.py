@@ -102,7 +102,8 @@ def residual_stem(input_shape):
     if not SMALLEST <= min(input_shape[:2]) <= max(input_shape[:2]) <= LARGEST:
         raise ValueError(
             f"images of {input_shape[0]} x {input_shape[1]} pixels: the network for "
-            f"pictures takes sides of {SMALLEST} to {LARGEST}; --image_size scales them"
+            f"pictures takes sides of {SMALLEST} to {LARGEST}; --image_size scales a "
+            "folder's pictures"
         )
     halvings = round(math.log2(min(input_shape[:2]) / 8))
     x = inputs = layers.Input(shape=input_shape)
