@@ -102,7 +102,8 @@ def test_a_folder_of_digits_from_training_to_prediction(tmp_path, call):
             picture.save(tmp_path / "digits" / name / f"{i}.png")
     (tmp_path / "digits" / "two" / "broken.png").write_bytes(b"not a picture")
     flags = ("--dataset", "digits", "--save_dir", "out", "--seed", 1, "--routings", 2)
-    printed = call(*flags, "--epochs", 12, "--batch_size", 12)
+    schedule = ("--schedule", "exponential", "--epochs", 5, "--batch_size", 12)
+    printed = call(*flags, *schedule)
     assert "1 of 181 pictures are not readable" in printed.out
     weights = os.path.join("out", "trained_model.h5")
     printed = call(*flags, "-t", "-w", weights)
