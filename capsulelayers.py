@@ -5,66 +5,26 @@ an input capsule, `J` output capsules, `O` dimension of an output capsule. The
 mathematics keeps the paper's names: `u` input capsules, `u_hat` prediction vectors,
 `b` routing logits, `c` coupling coefficients, `s` total input, `v` output capsules.
 
-To be copied into another project with four files of `capsnet`, see `docs/layers.md`;
+To be copied into another project with six files of `capsnet`, see `docs/layers.md`;
 they need Keras and NumPy alone.
 
 References:
     Sabour, Frosst, Hinton. Dynamic Routing Between Capsules. NIPS 2017.
-        https://arxiv.org/abs/1710.09829
-    Gu, Tresp. Improving the Robustness of Capsule Networks to Image Affine
-        Transformations. CVPR 2020. https://arxiv.org/abs/1911.07968
+        https://arxiv.org/abs/1710.09829; what came after: see `capsnet.rules`
 """
 
 import math
+from typing import NamedTuple
 
 import keras
 import numpy as np
 from keras import ops
 
-from capsnet import routing
-from capsnet.numerics import as_float, full, full_dtype, on_cpu, replicas  # noqa: F401
+from capsnet import routing, rules
+from capsnet.numerics import as_float, full, full_dtype, replicas, scaled
 from capsnet.routing import ROUTING_BLOCK_BYTES  # noqa: F401
 from capsnet.spectral import CONV_FORMS, SpectralConv2D  # noqa: F401
-
-EPSILON = 1e-7
-"""Added to a squared length under the square root, so that the zero vector has a
-gradient."""
-
-
-def _scaled(vectors, axis):
-    """Scale vectors so that the squares of their components do not overflow.
-
-    Returns:
-        `(scaled, scale)`: `vectors / scale`, whose components are below 1, in at least
-        float32; and `scale`, at least 1. The gradient takes it for a constant, since
-        what is computed from both does not depend on it.
-    """
-    vectors = full(vectors)
-    sizes = ops.abs(ops.stop_gradient(vectors))
-    scale = 1.0 + ops.max(sizes, axis=axis, keepdims=True, initial=0)
-    return vectors / scale, scale
-
-
-def squash(vectors, axis=-1):
-    """Shrink vectors to lengths below one, keeping their direction.
-
-    `squash(s) = |s|^2 / (1 + |s|^2) * s / |s|` (Sabour et al. 2017, eq. 1). The zero
-    vector gives zero, in value and in gradient. Finite vectors of any length give
-    finite ones; half precision is computed in float32.
-
-    Args:
-        vectors: float tensor of any shape.
-        axis: int. The axis that holds a vector's components. Defaults to -1.
-
-    Returns:
-        A tensor of the shape and the dtype of `vectors`.
-    """
-    vectors = as_float(vectors)
-    scaled, scale = _scaled(vectors, axis)
-    squared = ops.sum(ops.square(scaled), axis=axis, keepdims=True)
-    unit = ops.square(1.0 / scale)  # what 1 is, in the scaled units
-    factor = squared / (unit + squared) / ops.sqrt(squared + EPSILON * unit)
-    return ops.cast(scaled * factor, vectors.dtype)
+from capsnet.squashes import EPSILON, SQUASHES, squash
 
 
 @keras.saving.register_keras_serializable(package="capsnet")
@@ -95,8 +55,8 @@ class Length(keras.layers.Layer):
     def call(self, inputs):
         """Return the Euclidean length over the last axis of `inputs`."""
         inputs = as_float(inputs)
-        scaled, scale = _scaled(inputs, -1)
-        squared = ops.sum(ops.square(scaled), axis=-1)
+        small, scale = scaled(inputs, -1)
+        squared = ops.sum(ops.square(small), axis=-1)
         scale = ops.squeeze(scale, -1)
         lengths = scale * ops.sqrt(squared + EPSILON * ops.square(1.0 / scale))
         return ops.cast(lengths, inputs.dtype)
@@ -199,15 +159,24 @@ def PrimaryCap(
     return Squash(dtype=full_dtype(), name=f"{name}_squash")(outputs)
 
 
+class RoutingStep(NamedTuple):
+    """What one iteration of `CapsuleLayer.route` gave."""
+
+    coefficients: object
+    """Coupling coefficients `c`, `(batch, num_capsule, input capsules)`."""
+    outputs: object
+    """Output capsules `v`, `(batch, num_capsule, dim_capsule)`."""
+
+
 @keras.saving.register_keras_serializable(package="capsnet")
 class CapsuleLayer(keras.layers.Layer):
-    """A layer of capsules with dynamic routing (Sabour et al. 2017, procedure 1).
+    """A layer of capsules with routing by agreement (Sabour et al. 2017, procedure 1).
 
     Every output capsule predicts itself from every input capsule, `u_hat_ij = W_ij
     u_i`, and the routing weighs the predictions by how far they agree. The logits start
     at zero and are not updated after the last iteration.
 
-    The prediction vectors, B x J x I x O numbers, are never stored: see
+    The prediction vectors, B x J x I x O numbers, are never stored, in any routing: see
     `capsnet.routing`. Many or large layers are routed in blocks of input capsules, whose
     size follows from the shapes.
 
@@ -227,12 +196,26 @@ class CapsuleLayer(keras.layers.Layer):
     Args:
         num_capsule: int. Number of output capsules.
         dim_capsule: int. Dimension of an output capsule.
-        routings: int. Number of routing iterations, at least 1. Defaults to 3.
+        routings: int. Number of routing iterations, at least 1. `None`, the default, is
+            the routing's own: 3, of `"inverted"` 2, of those without iterations 1.
         kernel_initializer: initializer of the weight `W` of shape `(num_capsule,
             input_num_capsule, dim_capsule, input_dim_capsule)`, with `shared=True`
             `(num_capsule, channels, dim_capsule, input_dim_capsule)`. `None`, the
             default, is a truncated normal whose standard deviation follows from these
             sizes: see `default_initializer`.
+        routing: `"dynamic"`, the default, Sabour et al. 2017; `"attention"`, one pass
+            with a learned bias on the coupling coefficients, `coupling_bias` of shape
+            `(num_capsule, input_num_capsule)`, Mazzia et al. 2021; `"max_min"`, dynamic
+            with another normalization, Zhao et al. 2019; `"none"`, equal coefficients,
+            Gu and Tresp 2020; `"inverted"`, dot-product attention to layer-normalized
+            outputs, Tsai et al. 2020. See `capsnet.rules`.
+        squash: `"squash"`, `"exponential"`, or a function of vectors `(..., dim_capsule)`.
+            `None`, the default, is the routing's own: `"exponential"` of attention, of
+            `"inverted"` `"layer_norm"`, which only this one has, else `"squash"`.
+        use_bias: bool. Whether a learned bias, `(num_capsule, dim_capsule)`, is added to
+            the total inputs of each iteration. Defaults to False.
+        leaky: bool. Whether an input capsule may send nothing, by one more logit of zero
+            in the softmax of `"dynamic"`. Defaults to False.
         shared: bool. Whether one transformation a channel serves all positions (Gu and
             Tresp 2020). Defaults to False.
         routing_gradient: bool. `True`, the default, differentiates through all
@@ -244,17 +227,22 @@ class CapsuleLayer(keras.layers.Layer):
         **kwargs: `name`, `dtype`, `trainable` and the like of `keras.layers.Layer`.
 
     Raises:
-        ValueError: if a size or `routings` is not a positive integer, or the input is
-            not a batch of capsules.
+        ValueError: if a size or `routings` is not a positive integer, the input is not a
+            batch of capsules, there is no such routing or squash, or the routing has no
+            such option.
     """
 
     def __init__(
         self,
         num_capsule,
         dim_capsule,
-        routings=3,
+        routings=None,
         kernel_initializer=None,
         *,
+        routing="dynamic",
+        squash=None,
+        use_bias=False,
+        leaky=False,
         shared=False,
         routing_gradient=True,
         kernel_regularizer=None,
@@ -263,31 +251,43 @@ class CapsuleLayer(keras.layers.Layer):
     ):
         super().__init__(**kwargs)
         self.supports_masking = True
+        self.rule = rules.rule(routing, routings, use_bias=use_bias, leaky=leaky)
         for name, value in (
             ("num_capsule", num_capsule),
             ("dim_capsule", dim_capsule),
-            ("routings", routings),
+            ("routings", self.rule.routings),
         ):
             if not isinstance(value, (int, np.integer)) or value < 1:
                 raise ValueError(f"{name} must be an integer above 0, not {value!r}")
         self.num_capsule = int(num_capsule)
         self.dim_capsule = int(dim_capsule)
-        self.routings = int(routings)
+        self.routings = int(self.rule.routings)
+        self.routing = routing
+        self.squash = squash or self.rule.squash
+        if isinstance(squash, dict):  # a function that was saved
+            self.squash = keras.saving.deserialize_keras_object(squash)
+        own = self.squash == self.rule.squash
+        if not (own or self.squash in SQUASHES or callable(self.squash)):
+            known = ", ".join(SQUASHES)
+            raise ValueError(f"squash {squash!r}: {known}, or a function of vectors")
+        self.use_bias = bool(use_bias)
+        self.leaky = bool(leaky)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.shared = bool(shared)
         self.routing_gradient = bool(routing_gradient)
         self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
         self.kernel_constraint = keras.constraints.get(kernel_constraint)
-        self._input_length = routing.PRIMARY_LENGTH
+        self._input_length = rules.PRIMARY_LENGTH
 
     def __call__(self, inputs, *args, **kwargs):
         """Call, or build first, with regard to what the input capsules come from."""
-        if isinstance(routing.maker(inputs), CapsuleLayer):
-            self._input_length = routing.CAPSULE_LENGTH
+        maker = rules.maker(inputs)
+        if isinstance(maker, CapsuleLayer):
+            self._input_length = rules.typical_length(maker.squash, maker.dim_capsule)
         return super().__call__(inputs, *args, **kwargs)
 
     def build(self, input_shape):
-        """Make `W` for input capsules of `input_shape`, `(batch, I, D)`."""
+        """Make the weights for input capsules of `input_shape`, `(batch, I, D)`."""
         fits = len(input_shape) > 3 if self.shared else len(input_shape) == 3
         if not fits or None in input_shape[1:]:
             positions = "positions, channels" if self.shared else "input_num_capsule"
@@ -299,78 +299,84 @@ class CapsuleLayer(keras.layers.Layer):
         initializer = self.kernel_initializer or self.default_initializer(
             input_num, math.prod(positions)
         )
-        self.W = self.add_weight(
-            shape=(self.num_capsule, input_num, self.dim_capsule, input_dim),
-            initializer=initializer,
-            regularizer=self.kernel_regularizer,
-            constraint=self.kernel_constraint,
-            name="W",
-        )
+        J, O = self.num_capsule, self.dim_capsule
+        how = {"regularizer": self.kernel_regularizer, "name": "W"}
+        how |= {"constraint": self.kernel_constraint, "initializer": initializer}
+        self.W = self.add_weight(shape=(J, input_num, O, input_dim), **how)
+        self._learned = {"W": self.W}  # what routing needs, by name
+        for name, shape, first, there in (
+            ("bias", (J, O), "zeros", self.use_bias),
+            ("coupling_bias", (J, input_num), "zeros", self.rule.coupling_bias),
+            ("gamma", (O,), "ones", self.rule.layer_norm),
+            ("beta", (O,), "zeros", self.rule.layer_norm),
+        ):
+            if there:
+                self._learned[name] = self.add_weight(shape, first, name=name)
         axes = dict(enumerate(input_shape[1:], start=1))
         self.input_spec = keras.layers.InputSpec(ndim=len(input_shape), axes=axes)
 
     def default_initializer(self, input_num_capsule, positions=1):
         """Return the initializer that `kernel_initializer=None` stands for.
 
-        See `capsnet.routing.kernel_initializer`.
+        See `capsnet.rules.kernel_initializer`.
 
         Args:
             input_num_capsule: int. Input capsules; channels with `shared=True`.
             positions: int. Positions that share a transformation. Defaults to 1.
         """
         sizes = (self.num_capsule, input_num_capsule, self.dim_capsule)
-        how = (positions, self._input_length, self.routings)
-        return routing.kernel_initializer(*sizes, *how)
+        how = (positions, self._input_length, self.rule)
+        return rules.kernel_initializer(*sizes, *how)
 
     def call(self, inputs, mask=None):
         """Route `inputs`, `(batch, I, D)`, to `(batch, num_capsule, dim_capsule)`."""
-        u, W = (ops.cast(x, self.compute_dtype) for x in (inputs, self.W))
-        if mask is not None:  # a capsule of zeros changes no sum
-            mask = ops.expand_dims(ops.cast(mask, "bool"), -1)
-            u = ops.where(mask, u, ops.zeros_like(u))
+        given = self._given(inputs, mask)
+        u = given["u"]
         devices = replicas(u.shape[0])
         if devices == 1:
-            return self._route((u, W))
-        u = ops.reshape(u, (devices, -1, *u.shape[1:]))
-        W = ops.broadcast_to(W, (devices, *W.shape))
-        v = ops.vectorized_map(self._route, (u, W))
+            return self._route(given)
+        given = {
+            name: ops.broadcast_to(x, (devices, *x.shape)) for name, x in given.items()
+        } | {"u": ops.reshape(u, (devices, -1, *u.shape[1:]))}
+        v = ops.vectorized_map(self._route, given)
         return ops.reshape(v, (-1, *v.shape[2:]))
 
     def compute_mask(self, inputs, mask=None):
         """Return None: all output capsules are there."""
 
-    def _route(self, capsules_and_weight):
-        u, W = capsules_and_weight
-        summed = u  # of the first iteration, (B, I, D)
-        if self.shared:  # (B, P, C, D), where I is P * C
-            u = ops.reshape(u, (-1, math.prod(u.shape[1:-2]), *u.shape[-2:]))
-            summed = ops.sum(u, axis=1)
-        first = (summed, W)
-        if self.routings > 1:
-            u_blocks, W_blocks = routing.blocks(*self._at_all_positions(u, W))
+    def route(self, inputs, mask=None):
+        """Route as `call` does, and return what each iteration gave.
 
-        V = 0.0
-        for iteration in range(self.routings):
-            last = iteration == self.routings - 1
-            through = last or self.routing_gradient
-            given = first if iteration == 0 else (u_blocks, W_blocks)
-            given = given if through else map(ops.stop_gradient, given)
-            if iteration == 0:  # every coupling coefficient is 1 / J
-                s = full(ops.einsum("bid,jiod->jbo", *given)) / self.num_capsule
-            else:
-                s = routing.total_input(*given, V, self.routing_gradient)
-            v = squash(s)  # (J, B, O)
-            V = V + v
+        Args:
+            inputs: as the layer takes them.
+            mask: likewise. Defaults to None.
+
+        Returns:
+            A list of `RoutingStep`; the outputs of the last are what `call` returns.
+        """
+        votes, steps = self._iterations(self._given(inputs, mask))
+        found = []
+        for V, v in steps:
+            c = votes.coefficients(V, self.rule.equal(self.num_capsule))
+            found.append(RoutingStep(*(ops.transpose(x, (1, 0, 2)) for x in (c, v))))
+        return found
+
+    def _given(self, inputs, mask):
+        """The input capsules and the weights, by name, in the type of the products."""
+        given = {"u": inputs, **self._learned}
+        given = {name: ops.cast(x, self.compute_dtype) for name, x in given.items()}
+        if mask is not None:  # a capsule of zeros changes no sum
+            mask = ops.expand_dims(ops.cast(mask, "bool"), -1)
+            given["u"] = ops.where(mask, given["u"], ops.zeros_like(given["u"]))
+        return given
+
+    def _route(self, given):
+        *_, (_, v) = self._iterations(given)[1]
         return ops.transpose(v, (1, 0, 2))
 
-    def _at_all_positions(self, u, W):
-        """Input capsules `(B, I, D)`, and a transformation for each of them."""
-        if not self.shared:
-            return u, W
-        J, C, O, D = W.shape
-        P = u.shape[1]
-        W = ops.broadcast_to(W[:, None], (J, P, C, O, D))
-        return ops.reshape(u, (-1, P * C, D)), ops.reshape(W, (J, P * C, O, D))
+    def _iterations(self, given):
+        squashed = SQUASHES.get(self.squash, self.squash)
+        return routing.iterations(given, self.rule, squashed, self.routing_gradient)
 
     def compute_output_shape(self, input_shape):
         """Return `(batch, num_capsule, dim_capsule)`."""
@@ -389,12 +395,11 @@ class CapsuleLayer(keras.layers.Layer):
             "kernel_constraint": keras.constraints.serialize,
         }
         own = {name: getattr(self, name) for name in serialized}
+        names = ("num_capsule", "dim_capsule", "routings", "routing", "use_bias")
+        names += ("leaky", "shared", "routing_gradient")
         return {
             **super().get_config(),
-            "num_capsule": self.num_capsule,
-            "dim_capsule": self.dim_capsule,
-            "routings": self.routings,
-            "shared": self.shared,
-            "routing_gradient": self.routing_gradient,
+            **{name: getattr(self, name) for name in names},
+            "squash": keras.saving.serialize_keras_object(self.squash),
             **{n: serialized[n](value) if value else None for n, value in own.items()},
         }

@@ -60,7 +60,6 @@ from capsulelayers import (
     PrimaryCap,
     SpectralConv2D,
     full_dtype,
-    on_cpu,
 )
 
 

@@ -1,6 +1,7 @@
-"""Routing without the prediction vectors: its step, the gradient, weights to start from.
+"""Routing without the prediction vectors: iterations, their step, and its gradient.
 
-Letters as in `capsulelayers`.
+One step serves all routings; `capsnet.rules` has what differs. Letters as in
+`capsulelayers`.
 
 References:
     Sabour, Frosst, Hinton. Dynamic Routing Between Capsules. NIPS 2017.
@@ -13,7 +14,7 @@ import math
 import keras
 from keras import ops
 
-from capsnet.numerics import TYPICAL_BATCH, full, on_cpu, total
+from capsnet.numerics import TYPICAL_BATCH, full, sum_over_first, total
 
 ROUTING_BLOCK_BYTES = 2**22
 """Routing works on so many input capsules at a time that one array of B x J x I
@@ -23,100 +24,51 @@ _MOST_PARTS = 16
 """Dimensions of input capsules that are routed one by one, at most."""
 
 
-PRIMARY_LENGTH = 0.8
-"""What input capsules are taken to be long at the start; see `PrimaryCap`."""
-
-CAPSULE_LENGTH = 0.2
-"""The same of those that come from a layer of capsules."""
-
-TOTAL_INPUT = 0.5
-"""Length of the total inputs that a layer of capsules starts with: squash leaves
-`CAPSULE_LENGTH` of it."""
+LAYER_NORM_EPSILON = 1e-5
+"""Added to a variance under the square root, as PyTorch does and so Tsai et al."""
 
 
-def kernel_initializer(J, I, O, positions, length, routings):
-    """Weights that a layer of capsules starts well with, at any depth and of any size.
-
-    Total inputs are made about `TOTAL_INPUT` long. Squash makes short ones shorter
-    still, so that a few layers of them are dead; long ones saturate squash and routing.
-    With a standard deviation of sigma, input capsules of length l give `sigma * l *
-    sqrt(I * O) / J` in the first iteration. Of shared transformations the predictions
-    from several positions may agree or not; their sum is taken to grow with the power
-    3/4 of their number.
+def iterations(given, rule, squash, routing_gradient):
+    """Route: procedure 1 of Sabour et al. 2017, and what other routings make of it.
 
     Args:
-        J: int. Output capsules.
-        I: int. Input capsules at a position.
-        O: int. Dimension of an output capsule.
-        positions: int. Positions that share a transformation.
-        length: float. What the input capsules are long.
-        routings: int. Iterations.
+        given: dict of tensors: `u`, the input capsules, and the weights of a
+            `CapsuleLayer` by their names, `W` and what others the routing has.
+        rule: `capsnet.rules.Rule`.
+        squash: function of total inputs, `(J, B, O)`; or `"layer_norm"`.
+        routing_gradient: bool. Whether the coupling coefficients are differentiated.
 
     Returns:
-        A truncated normal.
+        `(votes, steps)`: `Votes`, and a generator of `(V, v)` for each iteration, both
+        `(J, B, O)`: what the predictions were compared with, None in a first iteration
+        with equal coefficients; and the outputs.
     """
-    of_ones = math.sqrt(I * O) * positions**0.75 / J
-    first = _first_total_input(J / O, routings)
-    return keras.initializers.TruncatedNormal(stddev=first / length / of_ones)
+    of_votes = (given["u"], given["W"], given.get("coupling_bias"))
+    votes = Votes(*of_votes, rule.normalize, routing_gradient)
+
+    def steps():
+        V = rule.start(votes.sum(routing_gradient)) if rule.start else None
+        for iteration in range(rule.routings):
+            through = routing_gradient or iteration == rule.routings - 1
+            if V is None:
+                s = votes.sum(through) * rule.equal(given["W"].shape[0])
+            else:
+                s = votes.weighted(V, through)
+            if "bias" in given:
+                s = s + full(given["bias"])[:, None]
+            normal = _layer_norm(s, given) if rule.layer_norm else None
+            v = normal if squash == "layer_norm" else squash(s)
+            yield V, v
+            V = rule.agree(V, v if normal is None else normal)
+
+    return votes, steps()
 
 
-def _first_total_input(ratio, routings):
-    """What the first iteration should give for the last to give `TOTAL_INPUT`.
-
-    To first order in the logits, random predictions that are weighed by their agreement
-    with `V` add `J / O * first**2 * V` to the total input `first` of equal weights.
-
-    Args:
-        ratio: float, `J / O`.
-        routings: int. Iterations.
-    """
-    first = TOTAL_INPUT
-    while True:
-        s, V = first, 0.0
-        for _ in range(routings - 1):
-            V += s**2 / (1 + s**2)
-            s = first + ratio * first**2 * V
-        if s <= TOTAL_INPUT:
-            return first
-        first *= 0.99
-
-
-def maker(tensor):
-    """Return the layer that a symbolic tensor comes from, None of another tensor.
-
-    What has one input and no weights is passed over, such as dropout.
-    """
-    while hasattr(tensor, "_keras_history"):
-        operation, node, _ = tensor._keras_history
-        given = operation._inbound_nodes[node].input_tensors
-        if getattr(operation, "weights", None) or len(given) != 1:
-            return operation
-        tensor = given[0]
-    return None
-
-
-def _sum_over_first(x):
-    """`ops.sum(x, axis=0)` of `(J, B, I)` or `(D, J, B, I)`.
-
-    As a product with ones on a CPU, where XLA takes 50 times as long for the sum;
-    elsewhere products may be rounded to fewer bits.
-    """
-    if not on_cpu():
-        return ops.sum(x, axis=0)
-    ones = ops.ones((1, x.shape[0]), x.dtype)
-    sums = ones @ ops.reshape(x, (x.shape[0], -1))
-    return ops.reshape(sums, (*x.shape[1:-2], -1, x.shape[-1]))
-
-
-def _softmax_over_first(x):
-    """`ops.softmax(x, axis=0)` of `(J, B, I)`, for XLA on a CPU several times as fast."""
-    largest = x
-    while largest.shape[0] > 1:  # halves that overlap where their number is odd
-        n = largest.shape[0]
-        half = (n + 1) // 2
-        largest = ops.maximum(largest[:half], largest[n - half :])
-    exponentials = ops.exp(x - largest)
-    return exponentials / _sum_over_first(exponentials)
+def _layer_norm(s, given):
+    centred = s - ops.mean(s, axis=-1, keepdims=True)
+    variance = ops.mean(ops.square(centred), axis=-1, keepdims=True)
+    normal = centred * ops.rsqrt(variance + LAYER_NORM_EPSILON)
+    return normal * full(given["gamma"]) + full(given["beta"])
 
 
 def _transposed(x):
@@ -140,24 +92,30 @@ def _parts(u, W):
 def _sum_of_parts(parts):
     """Sum over the dimensions of the input capsules, in at least float32."""
     return total(
-        full(part if len(part.shape) == 3 else _sum_over_first(part)) for part in parts
+        full(part if len(part.shape) == 3 else sum_over_first(part)) for part in parts
     )
 
 
-def _coefficients(u, W, V):
-    """The coupling coefficients `c`, `(J, B, I)`, of `_block_input`'s arguments."""
+def _coefficients(normalize, u, W, V, beta=None):
+    """The coupling coefficients, `(J, B, I)`, of `_block_input`'s arguments.
+
+    Returns:
+        `(c, pull)`, see `capsnet.rules.softmax`.
+    """
     V = ops.cast(V, u.dtype)
     b = _sum_of_parts((V @ W_d) * u_d for u_d, W_d in _parts(u, W))
-    return _softmax_over_first(b)
+    c, pull = normalize(b)
+    return (c if beta is None else c + full(beta)[:, None]), pull
 
 
-def _block_input(u, W, V, routing_gradient):
+def _block_input(normalize, routing_gradient, u, W, V, beta=None):
     """The total input from one block, without the prediction vectors.
 
-    The logits of dynamic routing are sums of agreements, so they are the agreement with
-    the *sum* `V` of the outputs so far: `b_ij = u_hat_ij . V_j`. With them
+    The coupling coefficients follow from the agreement of the predictions with one
+    vector an output capsule, which for dynamic routing is the *sum* of the outputs so
+    far, since its logits are sums of agreements: `b_ij = u_hat_ij . V_j`. With them
 
-        c_ij = softmax_j(b_ij)        s_j = sum_i c_ij u_hat_ij
+        c_ij = normalize_j(b_ij) [+ beta_ij]        s_j = sum_i c_ij u_hat_ij
 
     (Sabour et al. 2017, eq. 2 and 3). `u_hat_ij = W_ij u_i` appears only inside sums.
     Written for one input dimension d at a time these are matrix products with
@@ -169,33 +127,36 @@ def _block_input(u, W, V, routing_gradient):
     would keep the products of every d. It can be differentiated again.
 
     Args:
+        normalize: function of the logits, see `capsnet.rules.softmax`.
+        routing_gradient: bool. Whether the coupling coefficients are differentiated.
         u: `(D, B, I)` input capsules.
         W: `(D, J, O, I)` transformation matrices.
-        V: `(J, B, O)` sum of the outputs of the iterations so far.
-        routing_gradient: bool. Whether the coupling coefficients are differentiated.
+        V: `(J, B, O)` what the predictions are compared with.
+        beta: `(J, I)`, added to the coefficients. Optional.
 
     Returns:
         `s`, the total input, at least float32, of shape `(J, B, O)`.
     """
 
     @ops.custom_gradient
-    def block_input(u, W, V):
-        c = _coefficients(u, W, V)
+    def block_input(*args):
+        u, W = args[:2]
+        c, pull = _coefficients(normalize, *args)
         if not routing_gradient:
             c = ops.stop_gradient(c)
         low_c = ops.cast(c, u.dtype)
         s = _sum_of_parts((low_c * u_d) @ _transposed(W_d) for u_d, W_d in _parts(u, W))
 
-        def gradient(*args, upstream=None):
+        def gradient(*given, upstream=None):
             if upstream is None:
-                return _gradient(u, W, V, c, args[0], routing_gradient)
+                return _gradient(args, c, pull, given[0], routing_gradient)
             again = routing_gradient and _differentiated_again()
-            of_args = _coefficients(*args) if again else c
-            return _gradient(*args, of_args, upstream, routing_gradient)
+            of_given = _coefficients(normalize, *given) if again else (c, pull)
+            return _gradient(given, *of_given, upstream, routing_gradient)
 
         return s, gradient
 
-    return block_input(u, W, V)
+    return block_input(u, W, V, *([] if beta is None else [beta]))
 
 
 def _differentiated_again():
@@ -209,8 +170,9 @@ def _differentiated_again():
     return torch.is_grad_enabled()
 
 
-def _gradient(u, W, V, c, ds, routing_gradient):
-    """The gradients by `u`, `W` and `V` of `_block_input`, from `ds` `(J, B, O)`."""
+def _gradient(args, c, pull, ds, routing_gradient):
+    """The gradients by `_block_input`'s tensors `args`, from `ds` `(J, B, O)`."""
+    u, W, V, *beta = args
     parts = _parts(u, W)
     low_c, low_ds, low_V = (ops.cast(x, u.dtype) for x in (c, ds, V))
     du, dW, dc, dV = [], [], [], []
@@ -220,36 +182,145 @@ def _gradient(u, W, V, c, ds, routing_gradient):
         ds_W = low_ds @ W_d  # (J, B, I)
         du.append(_sum_over_outputs(ds_W * low_c))
         dW.append(_transposed(low_ds) @ (low_c * u_d))
-        if routing_gradient:
+        if routing_gradient or beta:
             dc.append(ds_W * u_d)
+    dc = _sum_of_parts(dc) if dc else None
     if routing_gradient:
-        dc = _sum_of_parts(dc)
-        db = ops.cast(c * (dc - _sum_over_first(c * dc)), u.dtype)  # (J, B, I)
+        db = ops.cast(pull(dc), u.dtype)  # (J, B, I)
         for d, (u_d, W_d) in enumerate(parts):  # and from the second
             db_u = db * u_d
             du[d] = du[d] + _sum_over_outputs((low_V @ W_d) * db)
             dW[d] = dW[d] + _transposed(low_V) @ db_u
             dV.append(db_u @ _transposed(W_d))
     dV = _sum_of_parts(dV) if routing_gradient else ops.zeros_like(V)
+    dbeta = [ops.cast(ops.sum(dc, axis=1), b.dtype) for b in beta]
     if u.shape[0] > _MOST_PARTS:
-        return du[0], dW[0], dV
-    return ops.stack(du), ops.stack(dW), dV
+        return du[0], dW[0], dV, *dbeta
+    return ops.stack(du), ops.stack(dW), dV, *dbeta
 
 
 def _sum_over_outputs(x):
     """Sum `(J, B, I)` or `(D, J, B, I)` over J."""
-    return _sum_over_first(x) if len(x.shape) == 3 else ops.sum(x, axis=1)
+    return sum_over_first(x) if len(x.shape) == 3 else ops.sum(x, axis=1)
 
 
-def blocks(u, W):
+class Votes:
+    """The predictions of input capsules for output capsules, of which sums are known.
+
+    Args:
+        u: input capsules, `(B, I, D)`, or `(B, ..., C, D)` with one transformation for
+            each of C channels at all positions.
+        W: transformation matrices, `(J, I, O, D)` or `(J, C, O, D)`.
+        beta: `(J, I)` or `(J, C)`, added to the coupling coefficients, or None.
+        normalize: function of the logits, see `capsnet.rules.softmax`.
+        routing_gradient: bool. Whether the coupling coefficients are differentiated.
+            Defaults to True.
+    """
+
+    def __init__(self, u, W, beta, normalize, routing_gradient=True):
+        summed = u
+        if len(u.shape) > 3:  # (B, P, C, D), where I is P * C
+            u = ops.reshape(u, (-1, math.prod(u.shape[1:-2]), *u.shape[-2:]))
+            summed = ops.sum(u, axis=1)
+        self._first = (summed, W)
+        self._all = (u, W, beta)
+        self._normalize = normalize
+        self._routing_gradient = routing_gradient
+        self._blocks = None
+
+    def sum(self, through=True):
+        """Return the sum of all predictions, `(J, B, O)`.
+
+        Args:
+            through: bool. Whether it has a gradient. Defaults to True.
+        """
+        given = self._first if through else map(ops.stop_gradient, self._first)
+        return full(ops.einsum("bid,jiod->jbo", *given))
+
+    def weighted(self, V, through=True):
+        """Return the sum of the predictions weighed by their agreement with `V`.
+
+        The blocks come one after the other: that bounds the memory. Specific to the
+        backend. XLA needs TensorFlow's loop to be bounded, which that of `ops.scan` is
+        not. PyTorch needs no loop of its own, and in that of `ops.scan` the gradient of
+        each block would be as large as all blocks.
+
+        Args:
+            V: `(J, B, O)` what the predictions are compared with.
+            through: bool. Whether it has a gradient. Defaults to True.
+        """
+        given = self._in_blocks()
+        if not through:
+            given = tuple(map(ops.stop_gradient, given))
+
+        def add_block(s, block):
+            u, W, *beta = block
+            how = (self._normalize, self._routing_gradient)
+            return s + _block_input(*how, u, W, V, *beta)
+
+        s = ops.zeros_like(V)
+        if given[0].shape[0] == 1 or keras.backend.backend() == "torch":
+            return functools.reduce(add_block, zip(*map(ops.unstack, given)), s)
+        if keras.backend.backend() == "tensorflow":
+            import tensorflow as tf
+
+            return tf.foldl(add_block, given, s, parallel_iterations=1)
+        return ops.scan(lambda s, block: (add_block(s, block), None), s, given)[0]
+
+    def coefficients(self, V, equal):
+        """Return the coupling coefficients, `(J, B, I)`.
+
+        Args:
+            V: `(J, B, O)` what the predictions are compared with, or None.
+            equal: float. What they all are where it is None.
+        """
+        if V is None:
+            u, W, _ = self._all
+            return equal * ops.ones(
+                (W.shape[0], ops.shape(u)[0], self.number), full(u).dtype
+            )
+        found = [
+            _coefficients(self._normalize, u, W, V, *beta)[0]
+            for u, W, *beta in zip(*map(ops.unstack, self._in_blocks()))
+        ]
+        return ops.concatenate(found, axis=-1)[..., : self.number]
+
+    @property
+    def number(self):
+        """Input capsules."""
+        return math.prod(self._all[0].shape[1:-1])
+
+    def _in_blocks(self):
+        if self._blocks is None:
+            u, W, beta = self._all
+            if len(u.shape) == 4:
+                P = u.shape[1]
+                u = ops.reshape(u, (-1, self.number, u.shape[-1]))
+                W = _repeated(W, P)
+                beta = None if beta is None else _repeated(beta, P)
+            self._blocks = blocks(u, W, beta)
+        return self._blocks
+
+
+def _repeated(x, positions):
+    """A transformation `(J, C, ...)` for each of P positions, `(J, P * C, ...)`."""
+    J, C, *rest = x.shape
+    return ops.reshape(
+        ops.broadcast_to(x[:, None], (J, positions, C, *rest)), (J, -1, *rest)
+    )
+
+
+def blocks(u, W, beta=None):
     """Cut the input capsules into N blocks of i, which bound the memory of routing.
 
     Args:
         u: `(B, I, D)` input capsules.
         W: `(J, I, O, D)` transformation matrices.
+        beta: `(J, I)`, added to the coupling coefficients. Optional.
 
     Returns:
-        `(u_blocks, W_blocks)`, `(N, D, B, i)` and `(N, D, J, O, i)`.
+        `(u_blocks, W_blocks)`, `(N, D, B, i)` and `(N, D, J, O, i)`, and with `beta` a
+        third, `(N, J, i)`.
     """
     J, I, O, D = W.shape
     batch = u.shape[0] if isinstance(u.shape[0], int) else TYPICAL_BATCH
@@ -257,42 +328,14 @@ def blocks(u, W):
     size = max(1, ROUTING_BLOCK_BYTES // (4 * numbers))
     n = -(-I // size)
     size = -(-I // n)
+    missing = (0, n * size - I)
     if n * size > I:  # capsules of zeros change no sum
-        missing = (0, n * size - I)
         u = ops.pad(u, [(0, 0), missing, (0, 0)])
         W = ops.pad(W, [(0, 0), missing, (0, 0), (0, 0)])
     u = ops.reshape(u, (-1, n, size, D))
     W = ops.reshape(W, (J, n, size, O, D))
-    return ops.transpose(u, (1, 3, 0, 2)), ops.transpose(W, (1, 4, 0, 3, 2))
-
-
-def total_input(u_blocks, W_blocks, V, routing_gradient):
-    """One routing step: the total inputs `s` that follow from the routing so far.
-
-    The blocks come one after the other: that bounds the memory. Specific to the backend.
-    XLA needs TensorFlow's loop to be bounded, which that of `ops.scan` is not. PyTorch
-    needs no loop of its own, and in that of `ops.scan` the gradient of each block would
-    be as large as all blocks.
-
-    Args:
-        u_blocks: `(N, D, B, i)`, see `blocks`.
-        W_blocks: `(N, D, J, O, i)`.
-        V: `(J, B, O)` sum of the outputs of the iterations so far.
-        routing_gradient: bool. Whether the coupling coefficients are differentiated.
-
-    Returns:
-        `s`, at least float32, of shape `(J, B, O)`.
-    """
-
-    def add_block(s, block):
-        return s + _block_input(*block, V, routing_gradient)
-
-    s = ops.zeros_like(V)
-    given = (u_blocks, W_blocks)
-    if u_blocks.shape[0] == 1 or keras.backend.backend() == "torch":
-        return functools.reduce(add_block, zip(*map(ops.unstack, given)), s)
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        return tf.foldl(add_block, given, s, parallel_iterations=1)
-    return ops.scan(lambda s, block: (add_block(s, block), None), s, given)[0]
+    cut = ops.transpose(u, (1, 3, 0, 2)), ops.transpose(W, (1, 4, 0, 3, 2))
+    if beta is None:
+        return cut
+    beta = ops.reshape(ops.pad(beta, [(0, 0), missing]), (J, n, size))
+    return *cut, ops.transpose(beta, (1, 0, 2))

@@ -238,6 +238,45 @@ def assert_same_weights(a, b):
         np.testing.assert_array_equal(x, y)
 
 
+def gradient_of_a_slope(layer, inputs, loss, direction):
+    """The gradients by inputs and weights of the loss's slope along `direction`.
+
+    The slope is that of the inputs, the product of their gradient with `direction`.
+    """
+    backend = keras.backend.backend()
+    weights = [weight.value for weight in layer.trainable_variables]
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        x = tf.constant(inputs)
+        with tf.GradientTape() as outer:
+            outer.watch(x)
+            with tf.GradientTape() as inner:
+                inner.watch(x)
+                value = loss(layer(x))
+            slope = tf.reduce_sum(inner.gradient(value, x) * direction)
+        gradients = outer.gradient(slope, [x, *weights])
+    elif backend == "jax":
+        import jax
+
+        def slope(x, weights):
+            def value(x):
+                return loss(layer.stateless_call(weights, [], x)[0])
+
+            return (jax.grad(value)(x) * direction).sum()
+
+        dx, dweights = jax.jit(jax.grad(slope, argnums=(0, 1)))(inputs, weights)
+        gradients = [dx, *dweights]
+    else:
+        import torch
+
+        x = torch.tensor(inputs, requires_grad=True)
+        (dx,) = torch.autograd.grad(loss(layer(x)), x, create_graph=True)
+        slope = (dx * torch.tensor(direction)).sum()
+        gradients = torch.autograd.grad(slope, [x, *weights])
+    return [keras.ops.convert_to_numpy(gradient) for gradient in gradients]
+
+
 NAMES = ["bar", "pole", "block"]
 
 

@@ -4,54 +4,15 @@ import pytest
 from helpers import (
     array,
     capsule_layer,
+    gradient_of_a_slope,
     layer_gradients,
     output_and_gradients,
     routed_by_the_book,
 )
 from keras import ops
 
-from capsnet import routing
+from capsnet import numerics, routing, rules
 from capsulelayers import CapsuleLayer
-
-
-def gradient_of_a_slope(layer, inputs, loss, direction):
-    """The gradients by inputs and weights of the loss's slope along `direction`.
-
-    The slope is that of the inputs, the product of their gradient with `direction`.
-    """
-    backend = keras.backend.backend()
-    weights = [weight.value for weight in layer.trainable_variables]
-    if backend == "tensorflow":
-        import tensorflow as tf
-
-        x = tf.constant(inputs)
-        with tf.GradientTape() as outer:
-            outer.watch(x)
-            with tf.GradientTape() as inner:
-                inner.watch(x)
-                value = loss(layer(x))
-            slope = tf.reduce_sum(inner.gradient(value, x) * direction)
-        gradients = outer.gradient(slope, [x, *weights])
-    elif backend == "jax":
-        import jax
-
-        def slope(x, weights):
-            def value(x):
-                return loss(layer.stateless_call(weights, [], x)[0])
-
-            return (jax.grad(value)(x) * direction).sum()
-
-        dx, dweights = jax.jit(jax.grad(slope, argnums=(0, 1)))(inputs, weights)
-        gradients = [dx, *dweights]
-    else:
-        import torch
-
-        x = torch.tensor(inputs, requires_grad=True)
-        (dx,) = torch.autograd.grad(loss(layer(x)), x, create_graph=True)
-        slope = (dx * torch.tensor(direction)).sum()
-        gradients = torch.autograd.grad(slope, [x, *weights])
-    return [keras.ops.convert_to_numpy(gradient) for gradient in gradients]
-
 
 TENSORFLOW = keras.backend.backend() == "tensorflow"
 
@@ -243,10 +204,10 @@ def test_no_array_is_as_large_as_the_prediction_vectors(monkeypatch):
 
 
 def test_sums_of_the_softmax_are_no_products_on_an_accelerator(monkeypatch):
-    monkeypatch.setattr(routing, "on_cpu", lambda: False)
+    monkeypatch.setattr(numerics, "on_cpu", lambda: False)
     x = array(6, 4, 5)
     expected = np.exp(x) / np.exp(x).sum(0)
-    monkeypatch.setattr(routing.ops, "ones", None)  # for the product with ones
-    result = routing._softmax_over_first(ops.convert_to_tensor(x))
+    monkeypatch.setattr(numerics.ops, "ones", None)  # for the product with ones
+    result, _ = rules.softmax(ops.convert_to_tensor(x))
     result = ops.convert_to_numpy(result)
     np.testing.assert_allclose(result, expected, rtol=1e-5)
