@@ -202,7 +202,7 @@ class CapsuleLayer(keras.layers.Layer):
             input_num_capsule, dim_capsule, input_dim_capsule)`, with `shared=True`
             `(num_capsule, channels, dim_capsule, input_dim_capsule)`. `None`, the
             default, is a truncated normal whose standard deviation follows from these
-            sizes: see `default_initializer`.
+            sizes.
         routing: `"dynamic"`, the default, Sabour et al. 2017; `"attention"`, one pass
             with a learned bias on the coupling coefficients, `coupling_bias` of shape
             `(num_capsule, input_num_capsule)`, Mazzia et al. 2021; `"max_min"`, dynamic
@@ -252,24 +252,21 @@ class CapsuleLayer(keras.layers.Layer):
         super().__init__(**kwargs)
         self.supports_masking = True
         self.rule = rules.rule(routing, routings, use_bias=use_bias, leaky=leaky)
-        for name, value in (
-            ("num_capsule", num_capsule),
-            ("dim_capsule", dim_capsule),
-            ("routings", self.rule.routings),
-        ):
+        routings = self.rule.routings
+        sizes = {"num_capsule": num_capsule, "dim_capsule": dim_capsule}
+        for name, value in (sizes | {"routings": routings}).items():
             if not isinstance(value, (int, np.integer)) or value < 1:
                 raise ValueError(f"{name} must be an integer above 0, not {value!r}")
         self.num_capsule = int(num_capsule)
         self.dim_capsule = int(dim_capsule)
-        self.routings = int(self.rule.routings)
+        self.routings = int(routings)
         self.routing = routing
+        saved = isinstance(squash, dict)  # a function
+        squash = keras.saving.deserialize_keras_object(squash) if saved else squash
         self.squash = squash or self.rule.squash
-        if isinstance(squash, dict):  # a function that was saved
-            self.squash = keras.saving.deserialize_keras_object(squash)
-        own = self.squash == self.rule.squash
-        if not (own or self.squash in SQUASHES or callable(self.squash)):
-            known = ", ".join(SQUASHES)
-            raise ValueError(f"squash {squash!r}: {known}, or a function of vectors")
+        known = (self.rule.squash, *SQUASHES)
+        if not (self.squash in known or callable(self.squash)):
+            raise ValueError(f"squash {squash!r}: {', '.join(SQUASHES)}, or a function")
         self.use_bias = bool(use_bias)
         self.leaky = bool(leaky)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
@@ -318,11 +315,8 @@ class CapsuleLayer(keras.layers.Layer):
     def default_initializer(self, input_num_capsule, positions=1):
         """Return the initializer that `kernel_initializer=None` stands for.
 
-        See `capsnet.rules.kernel_initializer`.
-
-        Args:
-            input_num_capsule: int. Input capsules; channels with `shared=True`.
-            positions: int. Positions that share a transformation. Defaults to 1.
+        See `capsnet.rules.kernel_initializer`; `input_num_capsule` counts the channels
+        of one of the `positions`, ints, where these share transformations.
         """
         sizes = (self.num_capsule, input_num_capsule, self.dim_capsule)
         how = (positions, self._input_length, self.rule)

@@ -23,7 +23,7 @@ import numpy as np
 from keras import layers, ops
 
 # ruff: noqa: F401 (people import from here what other files define)
-from capsnet import dimensions, options, own_pictures, scores, verdict, weights
+from capsnet import dimensions, options, own_pictures, routes, scores, verdict, weights
 from capsnet.architecture import (
     KERNEL_SIZE,
     MOST_ROUTINGS,
@@ -40,7 +40,7 @@ from capsnet.errors import HostLost, Interrupted
 from capsnet.files import make_save_dir
 from capsnet.inference import images_at_once, outputs_of, predict_in_batches
 from capsnet.machine import set_allocator
-from capsnet.networks import PhotoCapsNet, trio
+from capsnet.networks import EfficientCapsNet, PhotoCapsNet, class_capsules, trio
 from capsnet.options import check_options
 from capsnet.pictures import (
     combine_images,
@@ -76,8 +76,9 @@ def CapsNet(
     dim_primary=8,
     dim_capsule=16,
     conv="auto",
-    routing_gradient=True,
     decoder=True,
+    authors=False,
+    **how,
 ):
     """Build a capsule network (Sabour et al. 2017, figures 1 and 2).
 
@@ -85,17 +86,18 @@ def CapsNet(
         input_shape: tuple `(height, width, channels)`.
         n_class: int. Number of classes.
         routings: int. Number of routing iterations.
-        batch_size: not needed; accepted for callers of CapsNet-Keras' TF2 branch.
+        batch_size: not needed; CapsNet-Keras' TF2 branch takes it.
         filters: int. Filters of the first convolution. Defaults to 256.
         kernel_size: int. Side of both convolutions' kernels. Defaults to 9.
-        strides: int. Stride of the second convolution. Defaults to 2.
+        strides: int. Of the second convolution. Defaults to 2.
         n_channels: int. Primary capsules at each position. Defaults to 32.
         dim_primary: int. Dimension of a primary capsule. Defaults to 8.
         dim_capsule: int. Dimension of a class capsule. Defaults to 16.
         conv: form of the convolutions, see `SpectralConv2D`. Defaults to `"auto"`.
-        routing_gradient: bool. See `CapsuleLayer`. Defaults to True.
-        decoder: bool. False builds a network that does not reconstruct images: the
-            first two models are one, from images to lengths, and there is no third.
+        decoder: bool. Whether images are reconstructed, see `trio`. Defaults to True.
+        authors: bool. Whether weights start as in the authors' code, with a bias of the
+            class capsules. Defaults to False.
+        **how: of the class capsules: `routing` and others of `CapsuleLayer`.
 
     Returns:
         `(train_model, eval_model, manipulate_model)`, see `capsnet.networks.trio`.
@@ -112,16 +114,30 @@ def CapsNet(
     )(x)
     # Layer 2: a convolution whose outputs are grouped to capsules and squashed.
     size = (dim_primary, n_channels, kernel_size, strides, "valid")
-    how = {"kernel_initializer": "glorot_uniform", **form}
-    primarycaps = PrimaryCap(conv1, *size, **how)
-    # Layer 3: the class capsules, by dynamic routing.
+    primarycaps = PrimaryCap(conv1, *size, kernel_initializer="glorot_uniform", **form)
+    # Layer 3: the class capsules, by dynamic routing or another.
     sigma = min(0.5 * n_class / math.sqrt(primarycaps.shape[1]), 0.4)
     initial = keras.initializers.TruncatedNormal(stddev=sigma / math.sqrt(dim_capsule))
-    size = (n_class, dim_capsule, routings, initial)
-    how = {"routing_gradient": routing_gradient, "name": "digitcaps"}
-    digitcaps = CapsuleLayer(*size, **how)(primarycaps)
+    how = {"kernel_initializer": initial, "use_bias": authors, **how}
+    digitcaps = class_capsules(primarycaps, n_class, dim_capsule, routings, **how)
     # Layer 4: the length of each capsule, the probability of its class; and a decoder.
-    return trio(x, digitcaps, decoder)
+    models = trio(x, digitcaps, decoder)
+    return _start_as_the_authors(*models) if authors else models
+
+
+def _start_as_the_authors(model, n_channels):
+    """Set weights to what they start from in `research/capsules` of Sarasra/models."""
+    # There the second convolution is routed, so that what it gives is shared out.
+    deviations = {
+        "conv1": 0.05,
+        "primarycap_conv2d": 0.1 / n_channels,
+        "digitcaps": 0.1,
+    }
+    for name, stddev in deviations.items():
+        kernel, bias = model.get_layer(name).weights
+        kernel.assign(keras.initializers.TruncatedNormal(stddev=stddev)(kernel.shape))
+        bias.assign(keras.initializers.Constant(0.1)(bias.shape))
+    return model, *others
 
 
 @keras.saving.register_keras_serializable(package="capsnet")
@@ -374,16 +390,17 @@ def predict_files(args):
     return own_pictures.answer(args, load_model, predict)
 
 
-NETWORKS = {"capsnet": CapsNet, "photo": PhotoCapsNet}
+NETWORKS = {"capsnet": CapsNet, "photo": PhotoCapsNet, "efficient": EfficientCapsNet}
 """What `--model` may be."""
 
 
 def build(args, input_shape, labels_shape):
     """Build the trio that the options ask for, see `CapsNet`."""
-    how = {"routing_gradient": args.routing_gradient}
+    names = ("routing", "use_bias", "leaky", "routing_gradient")
+    how = {name: getattr(args, name) for name in names}
     if args.model == "capsnet":
         resources.check_memory(input_shape, *labels_shape)
-        how["conv"] = args.conv
+        how |= {"conv": args.conv, "authors": args.authors}
     return NETWORKS[args.model](input_shape, *labels_shape, args.routings, **how)
 
 
@@ -410,6 +427,8 @@ def run(args, parser=None):
             with start.random_weights_said(args):
                 test(models[1], data.test, args)
                 manipulate_latent(models[2], data.test, args)
+                if args.show_routing:
+                    routes.show(models[1], data.test, args)
         else:
             recipe.say_counts(data.train[1], data.class_names, args.balance)
             train(models[0], (data.train, data.test), args, signals=True)

@@ -12,4 +12,5 @@ from capsnet.pictures import (
     plot_predictions,
     save_image,
 )
+from capsnet.routes import plot_routing
 from capsnet.strokes import STROKES, measure_strokes

@@ -4,10 +4,10 @@ import itertools
 import math
 import operator
 
-from capsnet import verdict
+from capsnet import rules, verdict
 from capsnet.data.arrays import is_class_name
 from capsnet.errors import first_line
-from capsnet.options import CONV_FORMS
+from capsnet.options import CONV_FORMS, MODELS
 
 KERNEL_SIZE = 9
 """Side of both convolutions' kernels."""
@@ -49,36 +49,34 @@ def check_image_size(input_shape, kernel_size=KERNEL_SIZE):
 
 
 def architecture(model):
-    """Return the arguments of `CapsNet` that a model of the trio was built with.
-
-    Those of `PhotoCapsNet` besides `model`, which is `"photo"`, for a model of that.
+    """Return the arguments of the network that a model of the trio was built with.
 
     Args:
         model: the training or evaluation model.
 
     Returns:
-        A dict that JSON can hold. `conv` is what was asked for, so that `"auto"` chooses
-        anew on another machine.
+        A dict that JSON can hold; `model` is the name of the network, none is CapsNet.
+        `conv` is what was asked for, so that `"auto"` chooses anew on another machine.
     """
-    primary, digitcaps = map(model.get_layer, ("primarycap_conv2d", "digitcaps"))
+    digitcaps = model.get_layer("digitcaps")
     dim_primary = model.get_layer("primarycap_reshape").target_shape[-1]
     names = [layer.name for layer in model.layers]
+    of_digitcaps = ("routings", "dim_capsule", "routing_gradient")
+    of_digitcaps += ("routing", "use_bias", "leaky")
     built = {
         "input_shape": list(model.inputs[0].shape[1:]),
         "n_class": digitcaps.num_capsule,
-        "routings": digitcaps.routings,
-        "n_channels": primary.filters // dim_primary,
         "dim_primary": dim_primary,
-        "dim_capsule": digitcaps.dim_capsule,
         "decoder": "decoder" in names,
-        "routing_gradient": digitcaps.routing_gradient,
+        **{name: getattr(digitcaps, name) for name in of_digitcaps},
     }
+    if "primarycap_depthwise" in names:
+        return {"model": "efficient", **built}
+    primary = model.get_layer("primarycap_conv2d")
+    built["n_channels"] = primary.filters // dim_primary
     if digitcaps.shared:
-        return {
-            "model": "photo",
-            **built,
-            "stem": "residual" if "stem" in names else "own",
-        }
+        stem = "residual" if "stem" in names else "own"
+        return {"model": "photo", **built, "stem": stem}
     conv1 = model.get_layer("conv1")
     return {
         **built,
@@ -116,7 +114,8 @@ def of_file(path, said, weights, routings, input_shape):
     """
     try:
         told = {"routings": routings, **said.get("architecture", {})}
-        of = _photo_of_weights if told.get("model") == "photo" else of_weights
+        other = told.get("model", "capsnet") in MODELS[1:]
+        of = _other_of_weights if other else of_weights
         built = of(weights, told, input_shape)
         names = said.get("class_names") or [str(i) for i in range(built["n_class"])]
         if len(names) != built["n_class"] or not all(map(is_class_name, names)):
@@ -189,30 +188,32 @@ def of_weights(weights, said, input_shape=None):
     return built
 
 
-def _photo_of_weights(weights, said, input_shape=None):
-    """As `of_weights`, of a `PhotoCapsNet`; loading checks the shapes of the rest."""
-    if said["stem"] != "residual":
+def _other_of_weights(weights, said, input_shape=None):
+    """As `of_weights`, of another network; loading checks the shapes of the rest."""
+    model = said["model"]
+    if model == "photo" and said["stem"] != "residual":
         raise ValueError(
             "its stem is not this project's: build PhotoCapsNet with that stem, and use "
             "load_weights"
         )
-    n_class, n_channels, dim_capsule, dim_primary = weights["digitcaps"][0].shape
+    n_class, inputs, dim_capsule, dim_primary = weights["digitcaps"][0].shape
+    channels = weights["stem" if model == "photo" else "conv1"][0].shape[2]
     shape = tuple(map(operator.index, said["input_shape"]))
     if input_shape and tuple(input_shape) != shape[: len(input_shape)]:
         raise UnknownImageSize(f"its images are {shape}, not {tuple(input_shape)}")
-    if len(shape) != 3 or shape[2] != weights["stem"][0].shape[2]:
+    if len(shape) != 3 or shape[2] != channels:
         raise ValueError(f"images of {shape}")
     built = {
         "n_class": n_class,
-        "n_channels": n_channels,
         "dim_primary": dim_primary,
         "dim_capsule": dim_capsule,
         "decoder": "decoder" in weights,
+        **({"n_channels": inputs} if model == "photo" else {}),
     }
     _check_said(said, built)
     known = _said_alone(said, KERNEL_SIZE)
-    kept = {name: known[name] for name in ("routings", "routing_gradient")}
-    return {"model": "photo", "input_shape": shape, **built, **kept}
+    known = {k: v for k, v in known.items() if k not in ("strides", "conv")}
+    return {"model": model, "input_shape": shape, **built, **known}
 
 
 def _check_said(said, built):
@@ -231,7 +232,14 @@ def _said_alone(said, kernel_size):
     conv, gradient = said.get("conv", "auto"), said.get("routing_gradient", True)
     if conv not in CONV_FORMS or not isinstance(gradient, bool):
         raise ValueError(f"conv {conv!r:.100}, routing_gradient {gradient!r:.100}")
+    how = {name: said.get(name, False) for name in ("use_bias", "leaky")}
+    if not all(isinstance(value, bool) for value in how.values()):
+        raise ValueError(f"use_bias, leaky {how!r:.100}")
+    routing = said.get("routing", "dynamic")
+    rules.rule(routing, routings, **how)  # or a ValueError
     return {
+        "routing": routing,
+        **how,
         "routings": routings,
         "strides": strides,
         "conv": conv,

@@ -17,11 +17,11 @@ from capsnet.option import Option, digit, image_size
 NAMED_SETS = ("mnist", "fashion_mnist", "cifar10")
 """Data sets that are known by name."""
 
-MODELS = ("capsnet", "photo")
-"""Networks, see `capsulenet.NETWORKS`."""
-
+MODELS = ("capsnet", "photo", "efficient")
+ROUTINGS = ("dynamic", "attention", "max_min", "none", "inverted")
 CONV_FORMS = ("auto", "direct", "spectral", "patches")
-"""Forms of a convolution, see `capsnet.spectral`."""
+"""Networks, see `capsulenet.NETWORKS`; routings, see `capsnet.rules`; and forms of a
+convolution, see `capsnet.spectral`."""
 
 
 _AT_LEAST_0 = (lambda value: 0 <= value < math.inf, "at least 0")
@@ -30,6 +30,8 @@ _FRACTION = (lambda value: 0 <= value < 1, "at least 0 and below 1")
 DATA, TRAINING = "data", "training"
 TESTING, PICTURES = "testing", "own pictures"
 NETWORK, RUN = "more about the network and its training", "the run"
+
+_OPEN = ("class_names", "run_options", "test_batch_size")
 
 OPTIONS = (
     Option(
@@ -64,13 +66,7 @@ OPTIONS = (
     Option("epochs", 50, "epochs to train", TRAINING, rule=_AT_LEAST_1),
     Option("batch_size", 100, "images a step", TRAINING, rule=_AT_LEAST_1),
     Option("lr", 0.001, "initial learning rate", TRAINING, rule=_AT_LEAST_0),
-    Option(
-        "save_dir",
-        "./result",
-        "directory for everything written",
-        TRAINING,
-        decides=False,
-    ),
+    Option("save_dir", "./result", "for everything written", TRAINING, decides=False),
     Option(
         "weights",
         None,
@@ -101,6 +97,13 @@ OPTIONS = (
         decides=False,
     ),
     Option(
+        "show_routing",
+        False,
+        "-t draws how a few test images were routed",
+        TESTING,
+        decides=False,
+    ),
+    Option(
         "predict",
         None,
         "tell the classes of pictures or folders of pictures, with -w; exits with 1 "
@@ -110,13 +113,7 @@ OPTIONS = (
         more={"nargs": "+", "metavar": "FILE"},
         decides=False,
     ),
-    Option(
-        "json",
-        False,
-        "--predict prints JSON, an object a line",
-        PICTURES,
-        decides=False,
-    ),
+    Option("json", False, "--predict prints JSON lines", PICTURES, decides=False),
     Option(
         "no_invert",
         False,
@@ -135,12 +132,36 @@ OPTIONS = (
     Option(
         "model",
         "auto",
-        "the network: the paper's, or one for pictures; auto takes the first for the sets "
-        "known by name and for grey images of up to 32 x 32 pixels",
+        "the network: the paper's, one for pictures, or Efficient-CapsNet; auto takes the "
+        "first for the sets known by name and for grey images of up to 32 x 32 pixels, "
+        "else the second",
         NETWORK,
         choices=("auto", *MODELS),
     ),
-    Option("routings", 3, "routing iterations", NETWORK, rule=_AT_LEAST_1, short="r"),
+    Option(
+        "routing",
+        "auto",
+        "how predictions are weighed; auto is attention of efficient, else dynamic",
+        NETWORK,
+        choices=("auto", *ROUTINGS),
+    ),
+    Option(
+        "routings",
+        3,
+        "routing iterations; where not given, those of the routing: 2 of inverted, 1 of "
+        "attention and none",
+        NETWORK,
+        rule=_AT_LEAST_1,
+        short="r",
+    ),
+    Option("use_bias", False, "add a learned bias in each routing iteration", NETWORK),
+    Option("leaky", False, "let capsules send nothing, in dynamic routing", NETWORK),
+    Option(
+        "authors",
+        False,
+        "first weights, bias, batch and schedule of the paper's authors' code",
+        NETWORK,
+    ),
     Option(
         "routing_gradient",
         True,
@@ -260,9 +281,7 @@ OPTIONS = (
         decides=False,
     ),
     # What `train` and `test` take besides, and this command line has no flags for.
-    Option("class_names", None, decides=False),
-    Option("run_options", None, decides=False),
-    Option("test_batch_size", None, decides=False),
+    *(Option(name, None, decides=False) for name in _OPEN),
     Option("log_interval", 0, decides=False),
     Option("threads", 1, decides=False),
     Option("keep_checkpoints", 2, decides=False),

@@ -128,7 +128,7 @@ def _scaled_by_dimension(vectors):
 LEAKY = Rule(
     normalize=leaky_softmax,
     equal=lambda J: 1.0 / (J + 1),
-    typical=lambda J: 1.3 / (J + 1),
+    typical=lambda J: 1.1 / (J + 1),
     options=("use_bias", "leaky"),
 )
 """Dynamic routing in which an input capsule may send nothing."""

@@ -7,6 +7,7 @@ References:
         Routing. Scientific Reports 2021. https://arxiv.org/abs/2101.12491
 """
 
+import keras
 from keras import ops
 
 from capsnet.numerics import as_float, scaled
@@ -38,6 +39,7 @@ def squash(vectors, axis=-1):
     return ops.cast(small * factor, vectors.dtype)
 
 
+@keras.saving.register_keras_serializable(package="capsnet")
 def exponential_squash(vectors, axis=-1):
     """As `squash`, to lengths of `1 - exp(-|s|)` (Mazzia et al. 2021, eq. 4).
 

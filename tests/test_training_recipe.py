@@ -78,7 +78,7 @@ def test_mnist_by_name_is_trained_as_ever():
     args, before = typed(), typed()
     recipe.choose_network(args, (28, 28, 1))
     recipe.fit_to_data(args, labels(*[60] * 9, 6), 1)
-    before.model, before.balance = "capsnet", "no"
+    before.model, before.balance, before.routing = "capsnet", "no", "dynamic"
     assert vars(args) == vars(before)
 
 

@@ -12,8 +12,8 @@ import math
 import keras
 from keras import layers
 
-from capsnet.networks.trio import trio
-from capsulelayers import CapsuleLayer, PrimaryCap
+from capsnet.networks.trio import class_capsules, trio
+from capsulelayers import PrimaryCap
 
 SMALLEST, LARGEST = 17, 512
 """Sides of pictures, in pixels, that `residual_stem` is for."""
@@ -31,8 +31,8 @@ def PhotoCapsNet(
     n_channels=16,
     dim_primary=8,
     dim_capsule=16,
-    routing_gradient=True,
     decoder=True,
+    **how,
 ):
     """Build a capsule network for pictures.
 
@@ -51,8 +51,9 @@ def PhotoCapsNet(
         n_channels: int. Primary capsules at each place. Defaults to 16.
         dim_primary: int. Dimension of a primary capsule. Defaults to 8.
         dim_capsule: int. Dimension of a class capsule. Defaults to 16.
-        routing_gradient: bool. See `CapsuleLayer`. Defaults to True.
         decoder: bool. Whether images are reconstructed, see `trio`. Defaults to True.
+        **how: of the class capsules: `routing`, `use_bias`, `leaky`, `routing_gradient`
+            and others of `CapsuleLayer`.
 
     Returns:
         `(train_model, eval_model, manipulate_model)`, see `trio`.
@@ -64,18 +65,20 @@ def PhotoCapsNet(
     _check_is_map(stem)
     x = layers.Input(shape=input_shape)
     # Layer 1: how bright, dark or pale a picture is says nothing of its class.
-    how = {"center": False, "scale": False, "name": "standardize"}
-    standard = layers.LayerNormalization(axis=[1, 2, 3], **how)(x)
+    only = {"center": False, "scale": False, "name": "standardize"}
+    standard = layers.LayerNormalization(axis=[1, 2, 3], **only)(x)
     # Layer 2: conventional convolutions.
     features = stem(standard)
     # Layer 3: primary capsules, a vector for each type at each place.
-    how = {"data_format": "channels_last", "kernel_initializer": "glorot_uniform"}
-    primarycaps = PrimaryCap(features, dim_primary, n_channels, 1, 1, "valid", **how)
-    how = {"dtype": primarycaps.dtype, "name": "places"}
-    places = layers.Reshape((-1, n_channels, dim_primary), **how)(primarycaps)
+    size = (dim_primary, n_channels, 1, 1, "valid")
+    form = {"data_format": "channels_last", "kernel_initializer": "glorot_uniform"}
+    primarycaps = PrimaryCap(features, *size, **form)
+    by_place = layers.Reshape(
+        (-1, n_channels, dim_primary), dtype=primarycaps.dtype, name="places"
+    )(primarycaps)
     # Layer 4: the class capsules.
-    how = {"routing_gradient": routing_gradient, "name": "digitcaps"}
-    digitcaps = CapsuleLayer(n_class, dim_capsule, routings, shared=True, **how)(places)
+    size = (n_class, dim_capsule, routings)
+    digitcaps = class_capsules(by_place, *size, shared=True, **how)
     return trio(x, digitcaps, decoder, most=DRAWN, name="photo")
 
 

@@ -1,4 +1,4 @@
-"""Three models that share everything: one to train, one to evaluate, one to play with.
+"""The class capsules, and three models that share everything: to train, test, play with.
 
 References:
     Sabour, Frosst, Hinton. Dynamic Routing Between Capsules. NIPS 2017.
@@ -10,7 +10,25 @@ import math
 import keras
 from keras import layers
 
-from capsulelayers import Length, Mask, full_dtype
+from capsulelayers import CapsuleLayer, Length, Mask, full_dtype
+
+
+def class_capsules(x, n_class, dim_capsule, routings=None, **how):
+    """Add the class capsules, whose lengths are probabilities in any routing.
+
+    Args:
+        x: Keras tensor, input capsules as a `CapsuleLayer` takes them.
+        n_class: int. Number of classes.
+        dim_capsule: int. Dimension of a capsule.
+        routings: int. Routing iterations. Defaults to the routing's own.
+        **how: other arguments of `CapsuleLayer`.
+
+    Returns:
+        A Keras tensor `(B, n_class, dim_capsule)`.
+    """
+    if how.get("routing") == "inverted":  # which compares as it is, but does not squash
+        how = {"squash": "squash", **how}
+    return CapsuleLayer(n_class, dim_capsule, routings, name="digitcaps", **how)(x)
 
 
 def trio(x, digitcaps, decoder=True, most=None, name=None):
@@ -25,7 +43,7 @@ def trio(x, digitcaps, decoder=True, most=None, name=None):
         decoder: bool. Whether there is one. Defaults to True.
         most: int, optional. Pixels a side that the decoder draws at most; larger images
             are drawn smaller and scaled up. Defaults to the images' own size.
-        name: str, optional. Of the models.
+        name: str, optional. Of the models: that of the network.
 
     Returns:
         `(train_model, eval_model, manipulate_model)`:

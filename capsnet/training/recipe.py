@@ -4,8 +4,12 @@ import math
 
 import numpy as np
 
+from capsnet import rules
 from capsnet.command_line import as_flags
 from capsnet.options import MODELS, NAMED_SETS
+
+OWN_ROUTING = {"efficient": "attention"}
+"""What `--routing auto` is, where it is not dynamic."""
 
 UNEVEN = 3
 """`--balance auto` draws all classes equally often where one has more than so many times
@@ -13,20 +17,44 @@ the images of another."""
 
 
 def choose_network(args, shape, stored=None):
-    """Set `args.model` where it is `"auto"`, and say which it is and why.
+    """Set `args.model` and the routing where they are open, and say which and why.
 
     Args:
         args: namespace with all options.
         shape: tuple `(height, width, channels)` of the images.
         stored: pair that `capsnet.weights.read` gave, of weights that are to be tested or
-            trained on; they tell their network.
+            trained on; they tell their network and its routing.
+
+    Raises:
+        ValueError: if the weights are of another network, or the routing has no such
+            option.
     """
+    told = {} if stored is None else stored[0].get("architecture", {})
+    told = told if isinstance(told, dict) else {}
+    model = told.get("model", "capsnet" if told else None)
+    if args.model not in ("auto", model or args.model):
+        raise ValueError(
+            f"--model {args.model}: {args.weights} holds weights of the network "
+            f"{model!r:.50}"
+        )
+    _choose_model(args, shape, stored is not None, model)
+    for name in ("routing", "use_bias", "leaky"):
+        if name in told and name not in args.given:
+            setattr(args, name, told[name])
+    if args.authors:
+        args.use_bias = True
+    if args.routing == "auto":
+        args.routing = OWN_ROUTING.get(args.model, "dynamic")
+    routings = args.routings if "routings" in args.given else None
+    asked = {name: getattr(args, name) for name in ("use_bias", "leaky")}
+    args.routings = rules.rule(args.routing, routings, **asked).routings
+
+
+def _choose_model(args, shape, from_weights, told):
     if args.model != "auto":
         return
-    if stored is not None:
-        told = stored[0].get("architecture")
-        model = told.get("model") if isinstance(told, dict) else None
-        args.model = model if model in MODELS else "capsnet"
+    if from_weights:
+        args.model = told if told in MODELS else "capsnet"
     elif args.dataset in NAMED_SETS:
         args.model = "capsnet"
     else:
@@ -45,7 +73,8 @@ def fit_to_data(args, labels, channels):
     Nothing changes for the paper's network on a set that is known by name. Else a batch
     is a twentieth of the images, 16 to 100; there are 1,000 steps, in 30 to 100 epochs;
     the learning rate falls as a cosine. The network for pictures routes once, and its
-    pictures change in brightness and colour.
+    pictures change in brightness and colour; Efficient-CapsNet's turn and change in size.
+    `--authors` has the batch and the schedule of their code.
 
     Args:
         args: namespace with all options; `given` names those that the user gave.
@@ -55,14 +84,16 @@ def fit_to_data(args, labels, channels):
     Raises:
         ValueError: if an option is given that the network does not have.
     """
-    if "conv" in args.given and args.model != "capsnet":
-        raise ValueError(
-            f"--conv {args.conv}: the network {args.model} has no such choice"
-        )
+    for name in ("conv", "authors"):
+        if name in args.given and args.model != "capsnet":
+            value = getattr(args, name)
+            raise ValueError(
+                f"--{name} {value}: the network {args.model} has no such choice"
+            )
     named = args.dataset in NAMED_SETS
     if args.balance == "auto":
         args.balance = "yes" if _are_uneven(labels.sum(0)) and not named else "no"
-    if named and args.model == "capsnet":
+    if named and args.model == "capsnet" and not args.authors:
         return
     batch = args.batch_size if "batch_size" in args.given else _batch_size(len(labels))
     epochs = math.ceil(1000 / math.ceil(len(labels) / batch))
@@ -71,6 +102,17 @@ def fit_to_data(args, labels, channels):
     if args.model == "photo":
         suited |= {"routings": 1, "brightness": 0.2}
         suited |= {"tint": 0.2} if channels > 1 else {}
+    if args.model == "efficient":
+        suited |= {
+            "lr": 0.002,
+            "rotation": 15.0,
+            "zoom": 0.15,
+            "shifts": "interpolated",
+        }
+    if args.authors:  # their 0.96 each 2,000 steps
+        batch = args.batch_size if "batch_size" in args.given else 128
+        decay = 0.96 ** (math.ceil(len(labels) / batch) / 2000)
+        suited = {"batch_size": batch, "lr_decay": round(decay, 5)}
     chosen = {k: v for k, v in suited.items() if k not in args.given}
     vars(args).update(chosen)
     if not args.testing:

@@ -34,7 +34,8 @@ def checkpoint_to_resume(args):
     saved = checkpoint["options"]
     if not args.run_options:  # an option newer than the checkpoint had its default
         defaults = options.of_the_run(options.complete(argparse.Namespace()))
-        for name, only in (("model", "capsnet"), ("balance", "no")):
+        of_old = {"model": "capsnet", "balance": "no", "routing": "dynamic"}
+        for name, only in of_old.items():
             if getattr(args, name) != "auto":  # which stands for that, where it is open
                 defaults[name] = only
         saved = {**defaults, **saved}

@@ -68,11 +68,12 @@ def load_weights(model, args, stored):
 
 
 def _check_trained_on(model, args, built, names):
-    if built["routings"] != args.routings:
-        raise ValueError(
-            f"--routings {args.routings}: {args.weights} was trained with --routings "
-            f"{built['routings']}"
-        )
+    for name in ("routing", "routings", "use_bias", "leaky"):
+        given, there = getattr(args, name), built[name]
+        if there != given:
+            raise ValueError(
+                f"--{name} {given}: {args.weights} was trained with --{name} {there}"
+            )
     here = tuple(model.inputs[0].shape[1:]), model.outputs[0].shape[-1]
     others = args.class_names and list(names) != list(args.class_names)
     if (built["input_shape"], built["n_class"]) != here or others:

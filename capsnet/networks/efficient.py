@@ -1,0 +1,89 @@
+"""Efficient-CapsNet: few weights, attention routing, for small grey images.
+
+References:
+    Mazzia, Salvetti, Chiaberge. Efficient-CapsNet: Capsule Network with Self-Attention
+        Routing. Scientific Reports 2021. https://arxiv.org/abs/2101.12491
+"""
+
+from keras import layers
+
+from capsnet.networks.trio import class_capsules, trio
+from capsnet.squashes import exponential_squash
+from capsulelayers import full_dtype
+
+SMALLEST, LARGEST = 13, 64
+"""Pixels a side."""
+
+HALVED_TWICE = 36
+"""Pixels a side from which two convolutions have stride 2, as the authors' network for
+two digits has."""
+
+
+def EfficientCapsNet(
+    input_shape,
+    n_class,
+    routings=None,
+    *,
+    routing="attention",
+    dim_primary=8,
+    dim_capsule=16,
+    decoder=True,
+    **how,
+):
+    """Build Efficient-CapsNet (Mazzia et al. 2021, figure 2).
+
+    161,824 trainable weights without the decoder for MNIST, 154,656 for 36 x 36 pixels.
+
+    Args:
+        input_shape: tuple `(height, width, channels)`; sides of 13 to 64 pixels. From 36
+            on, the third convolution has stride 2 as well, and the primary capsules see 5
+            x 5 places of the map and not all of it.
+        n_class: int. Number of classes.
+        routings: int. Number of routing iterations. Defaults to the routing's own.
+        routing: see `CapsuleLayer`. Defaults to `"attention"`.
+        dim_primary: int. Dimension of a primary capsule. Defaults to 8.
+        dim_capsule: int. Dimension of a class capsule. Defaults to 16.
+        decoder: bool. Whether images are reconstructed, see `trio`. Defaults to True.
+        **how: of the class capsules: `use_bias`, `leaky`, `routing_gradient` and others
+            of `CapsuleLayer`.
+
+    Returns:
+        `(train_model, eval_model, manipulate_model)`, see `trio`.
+
+    Raises:
+        ValueError: if the images have another size.
+    """
+    height, width = input_shape[:2]
+    if not SMALLEST <= min(height, width) <= max(height, width) <= LARGEST:
+        raise ValueError(
+            f"images of {height} x {width} pixels: the network efficient takes sides of "
+            f"{SMALLEST} to {LARGEST}; --image_size scales a folder's pictures"
+        )
+    large = min(height, width) >= HALVED_TWICE
+    x = inputs = layers.Input(shape=input_shape)
+    # Layers 1 to 4: convolutions.
+    third = 2 if large else 1
+    sizes = ((32, 5, 1), (64, 3, 1), (64, 3, third), (128, 3, 2))
+    for number, (filters, kernel, strides) in enumerate(sizes, start=1):
+        x = layers.Conv2D(
+            filters,
+            kernel,
+            strides,
+            activation="relu",
+            data_format="channels_last",
+            kernel_initializer="he_normal",
+            name=f"conv{number}",
+        )(x)
+        x = layers.BatchNormalization(axis=-1, name=f"normalized{number}")(x)
+    # Layer 5: primary capsules, each of its own filters, which see all of the map.
+    kernel, strides = ((5, 5), 2) if large else (x.shape[1:3], 1)
+    x = layers.DepthwiseConv2D(
+        kernel, strides, data_format="channels_last", name="primarycap_depthwise"
+    )(x)
+    x = layers.Reshape((-1, dim_primary), name="primarycap_reshape")(x)
+    how_squashed = {"dtype": full_dtype(), "name": "primarycap_squash"}
+    primarycaps = layers.Activation(exponential_squash, **how_squashed)(x)
+    # Layer 6: the class capsules.
+    size = (n_class, dim_capsule, routings)
+    digitcaps = class_capsules(primarycaps, *size, routing=routing, **how)
+    return trio(inputs, digitcaps, decoder, name="efficient")

@@ -1,0 +1,136 @@
+"""How images were routed: the coupling coefficients of each iteration, as pictures."""
+
+import os
+
+import keras
+import numpy as np
+from keras import ops
+from matplotlib.figure import Figure
+
+from capsnet import options, pictures
+
+IMAGES = 4
+"""Test images that are shown, of as many classes."""
+
+
+def plot_routing(image, capsules, steps, path, names=None, places=None, extent=None):
+    """Draw how the capsules of one image were routed, a column an iteration.
+
+    Above, the image under the coupling coefficients to the winning capsule: at each place
+    their mean over the channels, weighed by the lengths of the input capsules. In the
+    middle the coefficients from each channel, mean over the places, to each output
+    capsule; below the lengths of the output capsules.
+
+    Args:
+        image: array `(height, width, channels)`, in [0, 1].
+        capsules: array `(I, D)`, the input capsules.
+        steps: list of pairs `(coefficients (J, I), outputs (J, O))`, one an iteration:
+            of one image what `CapsuleLayer.route` returns.
+        path: str. The picture to write.
+        names: list of str. The output capsules. Defaults to their numbers.
+        places: pair `(rows, columns)` at which there are input capsules, I being these
+            and channels. Defaults to one place.
+        extent: `(left, right, bottom, top)` of the places in pixels. Defaults to the
+            whole image.
+
+    Returns:
+        The index of the winning capsule.
+    """
+    places = tuple(places or (1, 1))
+    lengths = [np.linalg.norm(outputs, axis=-1) for _, outputs in steps]
+    winner, classes = int(lengths[-1].argmax()), len(lengths[-1])
+    names = list(names or map(str, range(classes)))
+    sent = np.linalg.norm(capsules, axis=-1).reshape(*places, -1)
+    by_place = np.array(
+        [np.average(c[winner].reshape(sent.shape), -1, sent) for c, _ in steps]
+    )
+    by_channel = np.array(
+        [c.reshape(classes, np.prod(places), -1).mean(1) for c, _ in steps]
+    )
+    scales = [{"vmin": c.min(), "vmax": c.max()} for c in (by_place, by_channel)]
+    figure = Figure(figsize=(1.6 + 2.6 * len(steps), 7.4), layout="constrained")
+    grid = figure.subplots(3, len(steps), squeeze=False)
+    height, width = image.shape[:2]
+    for number, (above, middle, below) in enumerate(grid.T):
+        above.imshow(pictures._shown(np.clip(image, 0, 1)), cmap="gray", vmin=0, vmax=1)
+        how = {"alpha": 0.6, "extent": extent or (0, width, height, 0), **scales[0]}
+        placed = above.imshow(by_place[number], cmap="inferno", **how)
+        above.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
+        above.set(xticks=[], yticks=[])
+        above.set_title(f"iteration {number + 1}", fontsize=10)
+        shown = middle.imshow(by_channel[number], aspect="auto", **scales[1])
+        middle.set_xlabel("channel", fontsize=8)
+        colours = ["C1" if j == winner else "C0" for j in range(classes)]
+        below.barh(range(classes), lengths[number], color=colours)
+        below.set(xlim=(0, max(1, np.max(lengths))), ylim=(classes - 0.5, -0.5))
+        below.set_xlabel("length", fontsize=8)
+        for axes in (middle, below):
+            axes.set_yticks(range(classes), names if number == 0 else [""] * classes)
+            axes.tick_params(labelsize=8)
+    for row, drawn, what in ((0, placed, f"to {names[winner]}"), (1, shown, "to each")):
+        bar = figure.colorbar(drawn, ax=list(grid[row]), fraction=0.05, pad=0.02)
+        bar.set_label(f"coefficients {what}", fontsize=8, parse_math=False)
+        bar.ax.tick_params(labelsize=8)
+    heading = f"routed to {names[winner]}: from which places, from which channels"
+    figure.suptitle(heading, fontsize=10, parse_math=False)
+    pictures._save(figure, path)
+    return winner
+
+
+def routed(model, images):
+    """Route images, and return what each iteration gave.
+
+    Args:
+        model: the evaluation model of one of the networks.
+        images: array `(n, height, width, channels)`, in [0, 1].
+
+    Returns:
+        `(capsules, steps)`: input capsules, an array `(n, I, D)`, and a list of pairs of
+        arrays `(coefficients (n, J, I), outputs (n, J, O))`.
+    """
+    layer = model.get_layer("digitcaps")
+    capsules = keras.Model(model.input, layer.input)(images, training=False)
+    steps = [tuple(map(ops.convert_to_numpy, step)) for step in layer.route(capsules)]
+    capsules = ops.convert_to_numpy(capsules)
+    return capsules.reshape(len(capsules), -1, capsules.shape[-1]), steps
+
+
+def show(model, data, args):
+    """Write `routing-<n>.png` for a few test images, each of another class if it can be.
+
+    Args:
+        model: the evaluation model of one of the networks.
+        data: `(x_test, y_test)`.
+        args: namespace; `class_names`, `save_dir` and `seed`, which chooses the images.
+    """
+    x_test, y_test = data
+    names = options.class_names(args, y_test.shape[1])
+    order = np.random.default_rng(args.seed).permutation(len(x_test))
+    true = np.argmax(y_test, 1)
+    _, first = np.unique(true[order], return_index=True)
+    chosen = order[np.sort(first)[:IMAGES]]
+    capsules, steps = routed(model, x_test[chosen])
+    places, extent = _places(model)
+    for number, index in enumerate(chosen):
+        path = os.path.join(args.save_dir, f"routing-{number}.png")
+        of_image = [tuple(array[number] for array in step) for step in steps]
+        where = (path, names, places, extent)
+        winner = plot_routing(x_test[index], capsules[number], of_image, *where)
+        print(
+            f"How test image {index}, a {names[true[index]]}, was routed to "
+            f"{names[winner]}: {path}"
+        )
+
+
+def _places(model):
+    """At which places of the image there are input capsules, see `plot_routing`."""
+    named = {layer.name: layer for layer in model.layers}
+    last = named.get("primarycap_conv2d") or named["primarycap_depthwise"]
+    rows, columns = last.output.shape[1:3]
+    if "conv1" not in named or "primarycap_conv2d" not in named:
+        return (rows, columns), None
+    # The middles of what a capsule sees, with convolutions that are not padded.
+    stride, sees = last.strides[0], named["conv1"].kernel_size[0] + last.kernel_size[0]
+    start = (sees - 2) / 2 - stride / 2
+    across, down = start + stride * columns, start + stride * rows
+    return (rows, columns), (start, across, down, start)

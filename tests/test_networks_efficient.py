@@ -1,0 +1,150 @@
+import math
+import os
+
+import keras
+import numpy as np
+import pytest
+from helpers import ROOT, array, assert_same_weights
+from keras import ops
+
+import capsulenet
+from capsnet.options import ROUTINGS
+from capsnet.squashes import exponential_squash
+
+
+@pytest.mark.parametrize(
+    "size, weights", [((28, 28, 1), 161_824), ((36, 36, 1), 154_656)]
+)
+def test_there_are_as_many_weights_as_its_authors_count(size, weights):
+    model = capsulenet.EfficientCapsNet(size, 10, decoder=False)[0]
+    assert sum(math.prod(w.shape) for w in model.trainable_weights) == weights
+
+
+@pytest.mark.parametrize(
+    "size, capsules", [((13, 40), 16), ((36, 48), 16 * 3), ((64, 64), 16 * 25)]
+)
+def test_images_of_other_sizes_make_the_capsules_that_fit(size, capsules):
+    model = capsulenet.EfficientCapsNet((*size, 3), 4, decoder=False)[0]
+    assert model.get_layer("digitcaps").input.shape == (None, capsules, 8)
+
+
+@pytest.mark.parametrize("size", [(12, 28), (28, 65)])
+def test_what_the_convolutions_do_not_fit_is_refused(size):
+    with pytest.raises(ValueError, match="efficient takes sides of 13 to 64"):
+        capsulenet.EfficientCapsNet((*size, 1), 10)
+
+
+def test_primary_capsules_and_squash_are_those_of_efficient_capsnet():
+    with np.load(f"{ROOT}/tests/efficient_capsnet_layers.npz") as file:
+        recorded = dict(file)
+    found = ops.convert_to_numpy(exponential_squash(recorded["squash_in"]))
+    np.testing.assert_allclose(found, recorded["squash_out"], atol=1e-5)
+    # Their convolution of groups, as this network's depthwise one, on 4 x 4 places.
+
+    inputs = keras.Input((4, 4, 12))
+    layer = keras.layers.DepthwiseConv2D(4, data_format="channels_last")
+    x = keras.layers.Reshape((-1, 4))(layer(inputs))
+    model = keras.Model(inputs, exponential_squash(x))
+    kernel = recorded["primary_kernel"].transpose(0, 1, 3, 2)
+    layer.set_weights([kernel, recorded["primary_bias"]])
+    found = model.predict_on_batch(recorded["primary_in"])
+    np.testing.assert_allclose(found, recorded["primary_out"], atol=1e-5)
+
+
+def test_vectors_of_any_length_are_squashed():
+    x = np.array([[0, 0], [3e-6, 4e-6], [3, 4], [3e30, 4e30]], "float32")
+    lengths = np.linalg.norm(ops.convert_to_numpy(exponential_squash(x)), axis=-1)
+    expected = [0, 5e-6, 1 - math.exp(-5), 1]
+    np.testing.assert_allclose(lengths, expected, atol=1e-6)
+    half = exponential_squash(ops.convert_to_tensor(x[:3], "float16"))
+    assert keras.backend.standardize_dtype(half.dtype) == "float16"
+
+
+@pytest.fixture(scope="module")
+def trained(data_file, tmp_path_factory):
+    save_dir = tmp_path_factory.mktemp("efficient")
+    common = ["--dataset", str(data_file), "--save_dir", str(save_dir)]
+    flags = ["--model", "efficient", "--epochs", "1", "--batch_size", "10"]
+    capsulenet.main([*common, *flags, "--seed", "3", "--verbose", "0"])
+    return common, os.path.join(save_dir, "trained_model.h5")
+
+
+def test_it_trains_tests_manipulates_and_predicts_as_any_network(trained, capsys):
+    common, path = trained
+    capsulenet.main(["-t", "-w", path, *common, "--show_routing", "--seed", "1"])
+    said = capsys.readouterr().out
+    assert "Test acc" in said
+    assert said.count("was routed to") == 2
+    files = os.listdir(os.path.dirname(path))
+    assert {"manipulate-1.png", "routing-0.png", "routing-1.png"} <= set(files)
+    (train, model, _), _ = capsulenet.load_model(path)
+    built = capsulenet.architecture(train)
+    assert built["model"] == "efficient" and built["routing"] == "attention"
+    assert capsulenet.predict(model, array(3, 17, 17, 1)).lengths.shape == (3, 2)
+
+
+def test_a_file_of_another_network_or_routing_is_refused_by_name(trained, capsys):
+    common, path = trained
+    for flags, said in (
+        (
+            ["--model", "capsnet"],
+            "--model capsnet: {} holds weights of the network 'ef",
+        ),
+        (
+            ["--routing", "max_min"],
+            "--routing max_min: {} was trained with --routing at",
+        ),
+        (["--use_bias"], "routing 'attention' has no use_bias"),
+        (["-r", "3"], "routing 'attention' takes 1 iteration, not routings=3"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            capsulenet.main(["-t", "-w", path, *common, *flags])
+        assert end.value.code == 2
+        assert said.format(path) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("network", capsulenet.NETWORKS)
+@pytest.mark.parametrize("how", [*ROUTINGS, "leaky", "bias"])
+def test_a_file_of_weights_tells_the_routing_of_any_network(network, how, tmp_path):
+    flags = {"leaky": {"leaky": True}, "bias": {"use_bias": True}}
+    flags = {"routing": "dynamic", **flags.get(how, {"routing": how})}
+    model = capsulenet.NETWORKS[network]((17, 17, 1), 2, None, **flags, decoder=False)[
+        0
+    ]
+    path, built = str(tmp_path / "w.h5"), capsulenet.architecture(model)
+    assert flags.items() <= built.items()
+    capsulenet.save_weights(model, path, {"architecture": built})
+    (loaded, _, _), _ = capsulenet.load_model(path)
+    assert capsulenet.architecture(loaded) == built
+    assert_same_weights(loaded, model)
+
+
+def test_the_command_line_trains_by_another_routing_and_tests_it(
+    data_file, tmp_path, capsys
+):
+    common = ["--dataset", str(data_file), "--save_dir", str(tmp_path)]
+    how = ["--epochs", "1", "--batch_size", "10", "--verbose", "0"]
+    capsulenet.main([*common, *how, "--authors", "--leaky", "--seed", "0"])
+    path = str(tmp_path / "trained_model.h5")
+    capsulenet.main([*common, "-t", "-w", path, "--seed", "0"])
+    assert "Test acc" in capsys.readouterr().out
+    built = capsulenet.architecture(capsulenet.load_model(path)[0][0])
+    assert built["leaky"] and built["use_bias"] and built["routing"] == "dynamic"
+
+
+def test_the_authors_first_weights_are_theirs():
+    model = capsulenet.CapsNet((20, 20, 1), 3, 3, filters=8, authors=True)[0]
+    for name, stddev in (("conv1", 0.05), ("primarycap_conv2d", 0.1 / 32)):
+        kernel, bias = model.get_layer(name).get_weights()
+        assert kernel.std() == pytest.approx(stddev, rel=0.2)  # of a truncated normal
+        assert (bias == np.float32(0.1)).all()
+    W, bias = model.get_layer("digitcaps").get_weights()
+    assert W.std() == pytest.approx(0.1, rel=0.2) and (bias == np.float32(0.1)).all()
+
+
+def test_what_only_the_paper_s_network_has_is_refused_of_others(data_file, capsys):
+    for flag in (["--authors"], ["--conv", "direct"]):
+        with pytest.raises(SystemExit) as end:
+            capsulenet.main(["--dataset", str(data_file), "--model", "photo", *flag])
+        assert end.value.code == 2
+        assert "the network photo has no such choice" in capsys.readouterr().err

@@ -1,0 +1,67 @@
+import numpy as np
+import pytest
+from helpers import small_capsnet
+from PIL import Image
+
+from capsnet import routes
+from capsnet.networks import EfficientCapsNet, PhotoCapsNet
+
+
+@pytest.fixture(scope="module")
+def routed():
+    model = small_capsnet()[1]
+    x = np.random.default_rng(0).random((3, *model.input_shape[1:])).astype("float32")
+    return model, x, *routes.routed(model, x)
+
+
+def test_what_is_shown_is_what_the_network_did(routed):
+    model, x, capsules, steps = routed
+    coefficients, outputs = steps[-1]
+    lengths = np.linalg.norm(outputs, axis=-1)
+    expected = model.predict_on_batch(x)[0]
+    np.testing.assert_allclose(lengths, expected, atol=1e-3)
+    assert coefficients.shape == (3, lengths.shape[1], capsules.shape[1])
+    np.testing.assert_allclose(coefficients.sum(1), 1, atol=1e-5)
+    assert np.ptp(steps[0][0]) == 0 < np.ptp(coefficients)
+
+
+def drawn(monkeypatch):
+    """What `imshow` is given, by the row of its axes."""
+    seen = []
+    used = routes.Figure.savefig
+
+    def look(figure, *args, **kwargs):
+        seen.extend(axes for axes in figure.axes if axes.images)
+        return used(figure, *args, **kwargs)
+
+    monkeypatch.setattr(routes.Figure, "savefig", look)
+    return seen
+
+
+def test_the_coefficients_lie_where_their_capsules_look(routed, tmp_path, monkeypatch):
+    model, x, _, _ = routed
+    (rows, columns), extent = routes._places(model)
+    seen = drawn(monkeypatch)
+    # Of two places one sends all to the second class, the other all to the first.
+    c = np.zeros((2, rows * columns * 2))
+    at = np.arange(rows * columns * 2) // 2 == columns  # the first of the second row
+    c[1, at], c[0, ~at] = 1, 1
+    steps = [(np.full_like(c, 0.5), np.eye(2)), (c, np.diag([0.1, 0.9]))]
+    path = str(tmp_path / "a.png")
+    where = (["left", "right"], (rows, columns), extent)
+    assert routes.plot_routing(x[0], np.ones((c.shape[1], 4)), steps, path, *where) == 1
+    first = seen[0].images[1]
+    assert (first.get_array() == 0.5).all()
+    second = seen[2 if seen[1].get_title() == "" else 1].images[1].get_array()
+    assert second[1, 0] == 1 and second.sum() == 1
+    # They see 9 x 9 pixels of 12 x 12, whose middles are 4 and 6.
+    assert (rows, columns) == (2, 2) and extent == (3, 7, 7, 3)
+    assert min(Image.open(path).size) > 400
+
+
+@pytest.mark.parametrize(
+    "network, places", [(PhotoCapsNet, (6, 8)), (EfficientCapsNet, (1, 1))]
+)
+def test_the_places_of_the_other_networks_are_known(network, places):
+    found, extent = routes._places(network((24, 32, 1), 2)[1])
+    assert found == places and extent is None
