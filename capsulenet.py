@@ -125,14 +125,12 @@ def CapsNet(
     return _start_as_the_authors(*models) if authors else models
 
 
-def _start_as_the_authors(model, n_channels):
+def _start_as_the_authors(model, *others):
     """Set weights to what they start from in `research/capsules` of Sarasra/models."""
-    # There the second convolution is routed, so that what it gives is shared out.
-    deviations = {
-        "conv1": 0.05,
-        "primarycap_conv2d": 0.1 / n_channels,
-        "digitcaps": 0.1,
-    }
+    # What the second convolution gives is shared out there, to as many channels.
+    channels = model.get_layer("primarycap_conv2d").filters
+    channels /= model.get_layer("primarycap_reshape").target_shape[-1]
+    deviations = {"conv1": 0.05, "primarycap_conv2d": 0.1 / channels, "digitcaps": 0.1}
     for name, stddev in deviations.items():
         kernel, bias = model.get_layer(name).weights
         kernel.assign(keras.initializers.TruncatedNormal(stddev=stddev)(kernel.shape))

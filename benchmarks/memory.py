@@ -2,10 +2,11 @@
 
     python benchmarks/memory.py
     KERAS_BACKEND=jax python benchmarks/memory.py --output memory-jax.csv
+    python benchmarks/memory.py --routings_at 100 1152 100
 
 Compares `capsulelayers.CapsuleLayer` with a textbook layer that stores the prediction
 vectors `u_hat`, B x J x I x O numbers. Input capsules are 8-D, output capsules 16-D,
-three routing iterations. The number of classes, of input capsules and of examples vary
+with the iterations that `--routing` has, three of the dynamic one. The number of classes, of input capsules and of examples vary
 one at a time; one more point has many of each. Every point is a fresh process on the
 CPU, with the backend of `KERAS_BACKEND`. TensorFlow runs a `tf.function` without XLA,
 JAX a jitted function, PyTorch eagerly.
@@ -17,6 +18,8 @@ whatever an optimizer keeps are not in it. What the layer holds in between is, c
 of the weights and the gradient of the input capsules included, and so are some tens of
 megabytes that a backend takes for its first run at any size. The time is the median of
 the passes after the first.
+
+`--routings_at` measures every routing at one point, and writes `memory_routings.csv`.
 
 Textbook points are left out, and their fields empty, where `u_hat` alone would take
 more than 60% of the free memory, or the process ends for want of it. Writes a table
@@ -46,7 +49,9 @@ from step import (  # which also puts the repository on the path
     write_notes,
 )
 
-DIM_INPUT, DIM_OUTPUT, ROUTINGS = 8, 16, 3
+from capsnet.options import ROUTINGS
+
+DIM_INPUT, DIM_OUTPUT = 8, 16
 LARGEST_SHARE = 0.6
 TIMED = 5
 LAYERS = ("here", "textbook")
@@ -56,25 +61,28 @@ Point = collections.namedtuple("Point", "classes input_capsules batch")
 # A worker: one layer at one point ----------------------------------------------------
 
 
-def build(kind, point):
+def build(kind, routing, point):
     """Build one of the layers as a model.
 
     Args:
         kind: `"here"` or `"textbook"`.
+        routing: see `CapsuleLayer`.
         point: a `Point`.
 
     Returns:
-        A Keras model from input capsules to output capsules, with one weight.
+        A Keras model from input capsules to output capsules.
     """
     import keras
 
     from capsulelayers import CapsuleLayer
 
     u = keras.layers.Input((point.input_capsules, DIM_INPUT))
+    layer = CapsuleLayer(point.classes, DIM_OUTPUT, routing=routing)
     if kind == "textbook":
-        v = textbook_capsules(u, point.classes, DIM_OUTPUT, ROUTINGS)
+        size = (point.classes, DIM_OUTPUT, layer.routings)
+        v = textbook_capsules(u, *size, routing)
     else:
-        v = CapsuleLayer(point.classes, DIM_OUTPUT, ROUTINGS)(u)
+        v = layer(u)
     return keras.Model(u, v)
 
 
@@ -90,12 +98,12 @@ def gradient_function(model, u, direction):
         direction: tensor `(B, J, O)`.
 
     Returns:
-        A function without arguments. It returns the gradients of the weight and of `u`
+        A function without arguments. It returns the gradients of the weights and of `u`
         when they are there.
     """
     import keras
 
-    (weight,) = model.trainable_variables
+    weights = [variable.value for variable in model.trainable_variables]
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
@@ -103,7 +111,7 @@ def gradient_function(model, u, direction):
             with tf.GradientTape() as tape:
                 tape.watch(u)
                 loss = tf.reduce_sum(model(u) * direction)
-            return tape.gradient(loss, [weight.value, u])
+            return tape.gradient(loss, [*weights, u])
 
         traced = tf.function(gradients, jit_compile=False)
         traced = traced.get_concrete_function(u, direction)
@@ -111,16 +119,16 @@ def gradient_function(model, u, direction):
     if keras.backend.backend() == "jax":
         import jax
 
-        def loss(weight, u, direction):
-            return (model.stateless_call([weight], [], u)[0] * direction).sum()
+        def loss(weights, u, direction):
+            return (model.stateless_call(weights, [], u)[0] * direction).sum()
 
-        given = (weight.value, u, direction)
+        given = (weights, u, direction)
         compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(*given).compile()
         return lambda: jax.block_until_ready(compiled(*given))
     import torch
 
     u.requires_grad_()
-    return lambda: torch.autograd.grad((model(u) * direction).sum(), [weight.value, u])
+    return lambda: torch.autograd.grad((model(u) * direction).sum(), [*weights, u])
 
 
 def reset_peak():
@@ -142,11 +150,12 @@ def resident_peak():
         return next(1024 * int(line.split()[1]) for line in file if "VmHWM" in line)
 
 
-def work(kind, point):
+def work(kind, routing, point):
     """Measure one layer at one point.
 
     Args:
         kind: `"here"` or `"textbook"`.
+        routing: see `CapsuleLayer`.
         point: a `Point`.
 
     Returns:
@@ -168,7 +177,7 @@ def work(kind, point):
         ops.convert_to_tensor(0.1 * rng.standard_normal(shape, "float32"))
         for shape in (u_shape, v_shape)
     )
-    model = build(kind, point)
+    model = build(kind, routing, point)
     run = gradient_function(model, u, direction)
     reset_peak()
     before = resident_peak()
@@ -177,7 +186,7 @@ def work(kind, point):
         begin = time.perf_counter()
         run()
         seconds.append(time.perf_counter() - begin)
-    gradient = 4 * math.prod(model.weights[0].shape)
+    gradient = 4 * model.count_params()
     return {
         "memory": resident_peak() - before - gradient,
         "seconds": statistics.median(seconds[1:]),  # the first one warms up
@@ -202,11 +211,12 @@ def u_hat_bytes(point):
     return 4 * math.prod(point) * DIM_OUTPUT
 
 
-def measure(kind, point):
+def measure(kind, routing, point):
     """Measure one layer at one point in a fresh process.
 
     Args:
         kind: `"here"` or `"textbook"`.
+        routing: see `CapsuleLayer`.
         point: a `Point`.
 
     Returns:
@@ -222,7 +232,7 @@ def measure(kind, point):
         "CUDA_VISIBLE_DEVICES": "",
         "JAX_PLATFORMS": "cpu",
     }
-    command = [sys.executable, os.path.abspath(__file__), "--worker", kind]
+    command = [sys.executable, os.path.abspath(__file__), "--worker", kind, routing]
     command += map(str, point)
     done = subprocess.run(
         command, env=environment, stdout=subprocess.PIPE, text=True, check=False
@@ -254,16 +264,17 @@ def points(args):
     return list(dict.fromkeys([*found, Point(*args.named)]))
 
 
-def row(point):
+def row(point, routing):
     """Measure both layers at a point.
 
     Args:
         point: a `Point`.
+        routing: see `CapsuleLayer`.
 
     Returns:
         A dict, the row of the table.
     """
-    results = {kind: measure(kind, point) for kind in LAYERS}
+    results = {kind: measure(kind, routing, point) for kind in LAYERS}
     columns = {**point._asdict(), "u_hat_mb": u_hat_bytes(point) / 1e6}
     for kind, result in results.items():
         memory = result["memory"]
@@ -341,8 +352,16 @@ def parse():
         metavar=("CLASSES", "INPUT_CAPSULES", "BATCH"),
         help="one more point",
     )
+    add("--routing", default="dynamic", choices=ROUTINGS, help="of both layers")
+    add(
+        "--routings_at",
+        nargs=3,
+        type=int,
+        metavar=("CLASSES", "INPUT_CAPSULES", "BATCH"),
+        help="measure every routing at this point, and nothing else",
+    )
     add("--output", default=os.path.join(ROOT, "benchmarks/results/memory.csv"))
-    add("--worker", nargs=4, help=argparse.SUPPRESS)
+    add("--worker", nargs=5, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -350,10 +369,15 @@ def main():
     """Run the command line."""
     args = parse()
     if args.worker:
-        kind, *point = args.worker
-        print(json.dumps(work(kind, Point(*map(int, point)))))
+        kind, routing, *point = args.worker
+        print(json.dumps(work(kind, routing, Point(*map(int, point)))))
         return
-    rows = {point: row(point) for point in points(args)}
+    if args.routings_at:
+        point = Point(*args.routings_at)
+        rows = [{"routing": name, **row(point, name)} for name in ROUTINGS]
+        write_csv(rows, args.output.replace("memory", "memory_routings"))
+        return
+    rows = {point: row(point, args.routing) for point in points(args)}
     caption = title(rows[Point(*args.named)])
     print(caption)
     write_csv(list(rows.values()), args.output)

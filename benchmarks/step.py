@@ -43,12 +43,19 @@ sys.path.insert(0, ROOT)
 
 TEXTBOOK = "textbook"
 CONSTANT_COUPLING = "tensorflow-no_routing_gradient"
+NETWORKS = (
+    *("capsnet", "capsnet-attention", "capsnet-max_min", "capsnet-none"),
+    *("capsnet-inverted", "photo", "efficient"),
+)
+"""Networks of `--model`, perhaps with a `--routing`; for `networks.py`."""
+
 CONTESTANTS = {
     "tensorflow": "tensorflow",
     CONSTANT_COUPLING: "tensorflow",
     "jax": "jax",
     "torch": "torch",
     TEXTBOOK: "tensorflow",
+    **dict.fromkeys(NETWORKS, "tensorflow"),
 }
 """Names of the contestants and their backends."""
 
@@ -58,8 +65,8 @@ MATRIX_SIZE = 3000
 # The textbook version ----------------------------------------------------------------
 
 
-def textbook_capsules(u, num_capsule, dim_capsule, routings):
-    """Dynamic routing as it is usually written, with explicit prediction vectors.
+def textbook_capsules(u, num_capsule, dim_capsule, routings, routing="dynamic"):
+    """Routing as it is usually written, with explicit prediction vectors.
 
     Letters as in `capsulelayers`; the gradient goes through all iterations.
 
@@ -68,13 +75,14 @@ def textbook_capsules(u, num_capsule, dim_capsule, routings):
         num_capsule: int. Number of output capsules, J.
         dim_capsule: int. Dimension of an output capsule, O.
         routings: int. Number of routing iterations.
+        routing: see `CapsuleLayer`; without its learned biases. Defaults to `"dynamic"`.
 
     Returns:
         A Keras tensor `(B, J, O)`, the output capsules.
     """
     from keras import initializers, layers, ops
 
-    from capsulelayers import squash
+    from capsnet.squashes import exponential_squash, squash
 
     u_hat = layers.EinsumDense(
         "bid,jiod->bjio",
@@ -83,11 +91,34 @@ def textbook_capsules(u, num_capsule, dim_capsule, routings):
         name="digitcaps",
     )(u)  # (B, J, I, O)
     b = ops.zeros_like(u_hat[..., 0])  # (B, J, I)
+
+    def weighted(c):
+        return ops.einsum("bji,bjio->bjo", c, u_hat)
+
+    def agreement(v):
+        return ops.einsum("bjo,bjio->bji", v, u_hat)
+
+    if routing == "none":
+        return squash(weighted(b + 1 / num_capsule))
+    if routing == "attention":
+        b = agreement(ops.sum(u_hat, axis=2)) / dim_capsule**0.5
+        return exponential_squash(weighted(ops.softmax(b, axis=1)))
+    if routing == "inverted":
+        for _ in range(routings):
+            v = layers.LayerNormalization()(weighted(ops.softmax(b, axis=1)))
+            b = agreement(v) / dim_capsule**0.5
+        return v
     for iteration in range(routings):
-        c = ops.softmax(b, axis=1)
-        v = squash(ops.einsum("bji,bjio->bjo", c, u_hat))
+        if routing == "dynamic":
+            c = ops.softmax(b, axis=1)
+        elif iteration == 0:
+            c = b + 1
+        else:
+            least, most = (f(b, axis=1, keepdims=True) for f in (ops.min, ops.max))
+            c = (b - least) / (most - least)
+        v = squash(weighted(c))
         if iteration < routings - 1:
-            b = b + ops.einsum("bjo,bjio->bji", v, u_hat)
+            b = b + agreement(v)
     return v
 
 
@@ -190,6 +221,22 @@ def direct_flops(model, routings):
     return 2 * (2 * convolution("conv1") + 3 * later)
 
 
+def network(name, labels, batch_size, steps):
+    """Build and compile one of `NETWORKS` as the command line does."""
+    import capsulenet
+    from capsnet.training import recipe
+
+    kind, _, routing = name.partition("-")
+    flags = ["--model", kind, "--routing", routing or "auto"]
+    args = capsulenet.build_parser().parse_args(flags)
+    recipe.choose_network(args, (28, 28, 1))
+    recipe.fit_to_data(args, labels, 1)
+    args.batch_size = batch_size
+    model = capsulenet.build(args, (28, 28, 1), labels.shape[1:])[0]
+    capsulenet.compile_model(model, args, steps)
+    return model
+
+
 def timed_steps(model, batches, steps):
     """Train for a number of steps, and for one before them that is not timed.
 
@@ -239,6 +286,7 @@ def work(name, batch_size):
 
     import capsulenet
     from capsnet import data as datasets
+    from capsnet import numerics
 
     if name != TEXTBOOK:
         capsulenet.set_allocator()
@@ -252,17 +300,19 @@ def work(name, batch_size):
         y,
         batch_size,
         args.shift_fraction,
-        on_device=not capsulenet.on_cpu() and keras.backend.backend() != "tensorflow",
+        on_device=not numerics.on_cpu() and keras.backend.backend() != "tensorflow",
     )
     if name == TEXTBOOK:
         model = textbook_model(args)
+    elif name in NETWORKS:
+        model = network(name, y, args.batch_size, len(batches))
     else:
         model = project_model(args, len(batches))
     for line in sys.stdin:
         answer = {
             "seconds": timed_steps(model, batches, json.loads(line)["steps"]),
             "peak_memory": peak_memory(),
-            "flops": direct_flops(model, args.routings),
+            "flops": direct_flops(model, args.routings) if name not in NETWORKS else 0,
         }
         print(json.dumps(answer), file=answers, flush=True)
 
@@ -505,7 +555,7 @@ def write_notes(lines, path):
         file.writelines(f"- {line}\n" for line in lines)
 
 
-def parse():
+def parse(argv):
     """Return the command line's options."""
     parser = argparse.ArgumentParser(
         description="Seconds a training step, side by side in one run.",
@@ -517,7 +567,8 @@ def parse():
         for name, package in CONTESTANTS.items()
         if importlib.util.find_spec(package)
     ]
-    add("--contestants", nargs="+", choices=installed, default=installed, help="who")
+    usual = [name for name in installed if name not in NETWORKS]
+    add("--contestants", nargs="+", choices=installed, default=usual, help="who")
     add("--batch_size", default=100, type=int, help="images a step")
     add("--rounds", default=6, type=int, help="turns of each contestant")
     add(
@@ -527,15 +578,15 @@ def parse():
     add("--before", metavar="FOLDER", help="another version of this project")
     add("--output", default=os.path.join(ROOT, "benchmarks/results/step.csv"))
     add("--worker", choices=installed, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if min(args.batch_size, args.rounds, args.steps) < 1 or args.warmup < 0:
         parser.error("--batch_size, --rounds and --steps must be at least 1")
     return args
 
 
-def main():
-    """Run the command line."""
-    args = parse()
+def main(argv=None):
+    """Run the command line with `argv`, by default the program's own arguments."""
+    args = parse(argv)
     if args.worker:
         work(args.worker, args.batch_size)
         return

@@ -51,22 +51,17 @@ def plot_routing(image, capsules, steps, path, names=None, places=None, extent=N
     figure = Figure(figsize=(1.6 + 2.6 * len(steps), 7.4), layout="constrained")
     grid = figure.subplots(3, len(steps), squeeze=False)
     height, width = image.shape[:2]
+    how = {"alpha": 0.6, "extent": extent or (0, width, height, 0), **scales[0]}
     for number, (above, middle, below) in enumerate(grid.T):
         above.imshow(pictures._shown(np.clip(image, 0, 1)), cmap="gray", vmin=0, vmax=1)
-        how = {"alpha": 0.6, "extent": extent or (0, width, height, 0), **scales[0]}
         placed = above.imshow(by_place[number], cmap="inferno", **how)
         above.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
-        above.set(xticks=[], yticks=[])
         above.set_title(f"iteration {number + 1}", fontsize=10)
         shown = middle.imshow(by_channel[number], aspect="auto", **scales[1])
-        middle.set_xlabel("channel", fontsize=8)
         colours = ["C1" if j == winner else "C0" for j in range(classes)]
         below.barh(range(classes), lengths[number], color=colours)
         below.set(xlim=(0, max(1, np.max(lengths))), ylim=(classes - 0.5, -0.5))
-        below.set_xlabel("length", fontsize=8)
-        for axes in (middle, below):
-            axes.set_yticks(range(classes), names if number == 0 else [""] * classes)
-            axes.tick_params(labelsize=8)
+        _label(above, middle, below, names if number == 0 else [""] * classes)
     for row, drawn, what in ((0, placed, f"to {names[winner]}"), (1, shown, "to each")):
         bar = figure.colorbar(drawn, ax=list(grid[row]), fraction=0.05, pad=0.02)
         bar.set_label(f"coefficients {what}", fontsize=8, parse_math=False)
@@ -75,6 +70,15 @@ def plot_routing(image, capsules, steps, path, names=None, places=None, extent=N
     figure.suptitle(heading, fontsize=10, parse_math=False)
     pictures._save(figure, path)
     return winner
+
+
+def _label(above, middle, below, names):
+    """Label the three axes of an iteration."""
+    above.set(xticks=[], yticks=[])
+    for axes, what in ((middle, "channel"), (below, "length")):
+        axes.set_xlabel(what, fontsize=8)
+        axes.set_yticks(range(len(names)), names)
+        axes.tick_params(labelsize=8)
 
 
 def routed(model, images):

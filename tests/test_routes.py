@@ -56,7 +56,8 @@ def test_the_coefficients_lie_where_their_capsules_look(routed, tmp_path, monkey
     assert second[1, 0] == 1 and second.sum() == 1
     # They see 9 x 9 pixels of 12 x 12, whose middles are 4 and 6.
     assert (rows, columns) == (2, 2) and extent == (3, 7, 7, 3)
-    assert min(Image.open(path).size) > 400
+    with Image.open(path) as picture:
+        assert min(picture.size) > 400
 
 
 @pytest.mark.parametrize(

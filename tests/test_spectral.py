@@ -4,8 +4,7 @@ import pytest
 from helpers import array, output_and_gradients
 from keras import ops
 
-import capsulelayers
-from capsnet import spectral
+from capsnet import numerics, spectral
 from capsulelayers import SpectralConv2D
 
 
@@ -109,14 +108,14 @@ def test_where_products_are_rounded_the_spectral_form_is_not_taken(monkeypatch):
         SpectralConv2D(64, 9, conv="spectral").build((None, 20, 20, 64))
 
 
-@pytest.mark.skipif(not capsulelayers.on_cpu(), reason="direct on an accelerator")
+@pytest.mark.skipif(not numerics.on_cpu(), reason="direct on an accelerator")
 def test_small_kernels_are_not_transformed():
     layer = SpectralConv2D(16, 3)
     layer.build((None, 28, 28, 16))
     assert layer.form == "patches"
 
 
-@pytest.mark.skipif(not capsulelayers.on_cpu(), reason="direct on an accelerator")
+@pytest.mark.skipif(not numerics.on_cpu(), reason="direct on an accelerator")
 def test_the_form_is_chosen_as_well_where_the_model_is_built_late():
     model = keras.Sequential([SpectralConv2D(64, 9, strides=2)])
     model.compile("sgd", "mse")

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from helpers import ROOT, SCRIPT, run_python, run_script
 
-import capsulelayers
 import capsulenet
 from capsnet import data as datasets
+from capsnet import numerics
 from capsnet import weights as files_of_weights
 from capsnet.training import devices
 
@@ -217,7 +217,7 @@ def test_two_hosts_are_as_one_with_two_devices_and_one_may_die(folder, cheap_jax
 def test_devices_that_do_not_fit_are_one_clear_line(
     flags, message, cheap_jax, tmp_path
 ):
-    if "found 0 GPUs" in message and not capsulelayers.on_cpu():
+    if "found 0 GPUs" in message and not numerics.on_cpu():
         pytest.skip("there are GPUs")
     done = run_script(SCRIPT, *flags.split(), cwd=tmp_path, **cheap_jax)
     assert done.returncode == 2
