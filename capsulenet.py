@@ -91,7 +91,7 @@ def CapsNet(
         kernel_size: int. Side of both convolutions' kernels. Defaults to 9.
         strides: int. Of the second convolution. Defaults to 2.
         n_channels: int. Primary capsules at each position. Defaults to 32.
-        dim_primary: int. Dimension of a primary capsule. Defaults to 8.
+        dim_primary: int. Their dimension. Defaults to 8.
         dim_capsule: int. Dimension of a class capsule. Defaults to 16.
         conv: form of the convolutions, see `SpectralConv2D`. Defaults to `"auto"`.
         decoder: bool. Whether images are reconstructed, see `trio`. Defaults to True.
@@ -109,16 +109,16 @@ def CapsNet(
     x = layers.Input(shape=input_shape)
     form = {"conv": conv, "data_format": "channels_last"}
     # Layer 1: a conventional convolution.
-    conv1 = SpectralConv2D(
-        filters, kernel_size, activation="relu", name="conv1", **form
-    )(x)
+    conv1 = {"activation": "relu", "name": "conv1"}
+    conv1 = SpectralConv2D(filters, kernel_size, **conv1, **form)(x)
     # Layer 2: a convolution whose outputs are grouped to capsules and squashed.
     size = (dim_primary, n_channels, kernel_size, strides, "valid")
     primarycaps = PrimaryCap(conv1, *size, kernel_initializer="glorot_uniform", **form)
     # Layer 3: the class capsules, by dynamic routing or another.
     sigma = min(0.5 * n_class / math.sqrt(primarycaps.shape[1]), 0.4)
     initial = keras.initializers.TruncatedNormal(stddev=sigma / math.sqrt(dim_capsule))
-    how = {"kernel_initializer": initial, "use_bias": authors, **how}
+    how = {"kernel_initializer": initial, **how}
+    how["use_bias"] = authors or how.get("use_bias", False)
     digitcaps = class_capsules(primarycaps, n_class, dim_capsule, routings, **how)
     # Layer 4: the length of each capsule, the probability of its class; and a decoder.
     models = trio(x, digitcaps, decoder)

@@ -35,7 +35,9 @@ from capsnet.command_line import (
 from capsnet.options import DEFAULTS, OPTIONS, PICTURES, TESTING
 
 Variant = collections.namedtuple(
-    "Variant", "title routings lam_recon reconstruction keras paper"
+    "Variant",
+    "title routings lam_recon reconstruction keras paper model routing leaky",
+    defaults=("capsnet", "dynamic", False),
 )
 
 VARIANTS = {
@@ -45,7 +47,22 @@ VARIANTS = {
     "v3": Variant("CapsNet-v3", 3, 0.0, "no", "0.40 (0.016)", "0.35 (0.036)"),
     "v4": Variant("CapsNet-v4", 3, 0.392, "yes", "0.34 (0.016)", "0.25 (0.005)"),
 }
-"""The rows of the table, with the test errors in percent that others published."""
+"""The rows of the paper's table, with the test errors in percent that others published."""
+
+
+def _since(title, routings, **how):
+    return Variant(title, routings, 0.392, "yes", "–", "–", **how)
+
+
+PAPER = tuple(VARIANTS)
+VARIANTS |= {
+    "leaky": _since("CapsNet, leaky", 3, leaky=True),
+    "max_min": _since("CapsNet, max-min", 3, routing="max_min"),
+    "attention": _since("CapsNet, attention", 1, routing="attention"),
+    "inverted": _since("CapsNet, inverted attention", 2, routing="inverted"),
+    "efficient": _since("Efficient-CapsNet", 1, model="efficient", routing="attention"),
+    "photo": _since("network for pictures", 1, model="photo"),
+}
 
 KEY = ("variant", "recipe", "seed", "epochs", "dataset", "split", "options")
 """The columns of `result/mnist.csv` that tell runs apart."""
@@ -68,11 +85,17 @@ RECIPES = {
         *("--lr_decay", "0.97", "--ema", "0.9995"),
         *("--batch_size", "200", "--no_routing_gradient"),
     ],
+    "laptop": [
+        *("--schedule", "cosine", "--lr", "0.002", "--shifts", "interpolated"),
+        *("--rotation", "15", "--zoom", "0.15"),
+    ],
+    "authors": ["--authors", "--batch_size", "128", "--lr_decay", "0.99048"],
 }
 """Names for sets of flags of `capsulenet.py`; the number of epochs comes on top."""
 
 NOT_PASSED_ON = (
-    *("lam_recon", "routings", "seed", "save_dir", "resume"),  # set here
+    *("lam_recon", "routings", "routing", "leaky", "model"),  # set here
+    *("seed", "save_dir", "resume"),
     *(o.name for o in OPTIONS if o.group in (TESTING, PICTURES)),  # no training's
 )
 """Options of `capsulenet.py` that runs do not take."""
@@ -111,7 +134,7 @@ def parse(argv=None):
         epilog="Any other flag is passed on to every run: see capsulenet.py --help.",
     )
     add = parser.add_argument
-    add("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS, help="rows")
+    add("--variants", nargs="+", default=list(PAPER), choices=VARIANTS, help="rows")
     add("--trials", default=3, type=int, help="runs a row, of seeds 0, 1, ...")
     add("--epochs", default=50, type=int, help="epochs a run")
     add("--recipe", default="default", choices=RECIPES, help="set of flags")
@@ -160,6 +183,7 @@ import capsulenet
 from capsnet import data as datasets
 from capsnet import weights
 from capsnet.files import write_text
+from capsnet.numerics import on_cpu
 from capsnet.training import devices
 
 
@@ -225,8 +249,11 @@ def run_options(args, variant, seed):
             "dataset": args.dataset,
             "epochs": args.epochs,
             "lam_recon": row.lam_recon,
+            "leaky": row.leaky,
+            "model": row.model,
             "pause_after": args.pause_after,
             "resume": True,
+            "routing": row.routing,
             "routings": row.routings or 1,
             "save_dir": os.path.join(args.runs, name),
             "seed": seed,
@@ -258,13 +285,7 @@ def build(variant, options, data):
     if variant == "baseline":
         model = baseline_cnn(x.shape[1:], y.shape[1], options.conv)
         return model, model
-    return capsulenet.CapsNet(
-        x.shape[1:],
-        y.shape[1],
-        options.routings,
-        conv=options.conv,
-        routing_gradient=options.routing_gradient,
-    )[:2]
+    return capsulenet.build(options, x.shape[1:], y.shape[1:])[:2]
 
 
 def run(args, variant, seed, data):
@@ -304,7 +325,7 @@ def run(args, variant, seed, data):
 
 def device():
     """Return what the numbers are computed on."""
-    if capsulenet.on_cpu():
+    if on_cpu():
         return f"CPU, {os.cpu_count()} cores, {platform.machine()}"
     if keras.backend.backend() == "jax":
         import jax
@@ -402,6 +423,8 @@ def table(rows):
                 for row in rows
                 if row["variant"] == name and kind(row) == this
             ]
+            if name not in PAPER and not errors:
+                continue
             lines.append(
                 f"| {variant.title} | {variant.routings or '–'} | "
                 f"{variant.reconstruction} | {cell(errors)} |"

@@ -7,6 +7,8 @@ import pytest
 
 import reproduce
 from capsnet import weights
+from capsnet.architecture import architecture
+from capsnet.data import Data
 
 
 def test_a_run_starts_from_the_weights_that_it_is_given(tmp_path, squares, monkeypatch):
@@ -37,7 +39,7 @@ def test_the_variants_are_those_of_the_paper_and_take_more_flags():
         ["--lr", "0.002", "--recipe", "cosine", "--no-routing-gradient"]
     )
     found = {}
-    for variant in reproduce.VARIANTS:
+    for variant in args.variants:
         options = reproduce.run_options(args, variant, 2)
         found[variant] = (options.routings, options.lam_recon)
         assert (options.lr, options.schedule) == (0.002, "cosine")
@@ -54,6 +56,30 @@ def test_the_variants_are_those_of_the_paper_and_take_more_flags():
     }
     flags = reproduce.key(args, "v4", 2)["options"]
     assert flags == "--lr 0.002 --no_routing_gradient --schedule cosine"
+
+
+@pytest.mark.parametrize(
+    "variant, told",
+    [
+        ("v4", {"routing": "dynamic", "routings": 3, "leaky": False}),
+        ("leaky", {"routing": "dynamic", "routings": 3, "leaky": True}),
+        ("max_min", {"routing": "max_min", "routings": 3}),
+        ("inverted", {"routing": "inverted", "routings": 2}),
+        ("efficient", {"model": "efficient", "routing": "attention", "routings": 1}),
+        ("photo", {"model": "photo", "routing": "dynamic", "routings": 1}),
+    ],
+)
+def test_the_other_variants_are_the_networks_that_they_name(variant, told):
+    args = reproduce.parse(["--variants", variant])
+    data = Data((np.zeros((1, 20, 20, 1)), np.eye(3)[:1]), None, list("abc"))
+    model, _ = reproduce.build(variant, reproduce.run_options(args, variant, 0), data)
+    assert told.items() <= {"model": "capsnet", **architecture(model)}.items()
+    row = reproduce.key(args, variant, 0) | {"error": "0.30"}
+    table = reproduce.table([row])
+    titled = [row.title for row in reproduce.VARIANTS.values() if row.title in table]
+    of_paper = [reproduce.VARIANTS[name].title for name in reproduce.PAPER]
+    assert set(titled) >= {*of_paper, reproduce.VARIANTS[variant].title}
+    assert "0.30, 1 trial" in table
 
 
 @pytest.mark.parametrize("recipe", reproduce.RECIPES)

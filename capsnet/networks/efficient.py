@@ -53,27 +53,15 @@ def EfficientCapsNet(
     Raises:
         ValueError: if the images have another size.
     """
-    height, width = input_shape[:2]
-    if not SMALLEST <= min(height, width) <= max(height, width) <= LARGEST:
-        raise ValueError(
-            f"images of {height} x {width} pixels: the network efficient takes sides of "
-            f"{SMALLEST} to {LARGEST}; --image_size scales a folder's pictures"
-        )
-    large = min(height, width) >= HALVED_TWICE
+    _check_size(*input_shape[:2])
     x = inputs = layers.Input(shape=input_shape)
     # Layers 1 to 4: convolutions.
-    third = 2 if large else 1
-    sizes = ((32, 5, 1), (64, 3, 1), (64, 3, third), (128, 3, 2))
-    for number, (filters, kernel, strides) in enumerate(sizes, start=1):
-        x = layers.Conv2D(
-            filters,
-            kernel,
-            strides,
-            activation="relu",
-            data_format="channels_last",
-            kernel_initializer="he_normal",
-            name=f"conv{number}",
-        )(x)
+    large = min(input_shape[:2]) >= HALVED_TWICE
+    sizes = ((32, 5, 1), (64, 3, 1), (64, 3, 2 if large else 1), (128, 3, 2))
+    for number, size in enumerate(sizes, start=1):
+        how_convolved = {"data_format": "channels_last", "name": f"conv{number}"}
+        how_convolved |= {"activation": "relu", "kernel_initializer": "he_normal"}
+        x = layers.Conv2D(*size, **how_convolved)(x)
         x = layers.BatchNormalization(axis=-1, name=f"normalized{number}")(x)
     # Layer 5: primary capsules, each of its own filters, which see all of the map.
     kernel, strides = ((5, 5), 2) if large else (x.shape[1:3], 1)
@@ -87,3 +75,11 @@ def EfficientCapsNet(
     size = (n_class, dim_capsule, routings)
     digitcaps = class_capsules(primarycaps, *size, routing=routing, **how)
     return trio(inputs, digitcaps, decoder, name="efficient")
+
+
+def _check_size(height, width):
+    if not SMALLEST <= min(height, width) <= max(height, width) <= LARGEST:
+        raise ValueError(
+            f"images of {height} x {width} pixels: the network efficient takes sides of "
+            f"{SMALLEST} to {LARGEST}; --image_size scales a folder's pictures"
+        )
