@@ -70,8 +70,8 @@ def architecture(model):
         "decoder": "decoder" in names,
         **{name: getattr(digitcaps, name) for name in of_digitcaps},
     }
-    if "primarycap_depthwise" in names:
-        return {"model": "efficient", **built}
+    if model.name in MODELS[1:] and model.name != "photo":
+        return {"model": model.name, **built}
     primary = model.get_layer("primarycap_conv2d")
     built["n_channels"] = primary.filters // dim_primary
     if digitcaps.shared:
