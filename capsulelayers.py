@@ -280,7 +280,8 @@ class CapsuleLayer(keras.layers.Layer):
         """Call, or build first, with regard to what the input capsules come from."""
         maker = rules.maker(inputs)
         if isinstance(maker, CapsuleLayer):
-            self._input_length = rules.typical_length(maker.squash, maker.dim_capsule)
+            size = (maker.num_capsule, maker.dim_capsule)
+            self._input_length = rules.typical_length(maker.squash, *size)
         return super().__call__(inputs, *args, **kwargs)
 
     def build(self, input_shape):

@@ -193,22 +193,25 @@ def rule(name, routings=None, **options):
     return found._replace(routings=routings)
 
 
-PRIMARY_LENGTH = 0.8
+PRIMARY_LENGTH = 0.7
 """What input capsules are taken to be long at the start; see `PrimaryCap`."""
 
-CAPSULE_LENGTH = 0.2
-"""The same of those that come from a layer of capsules, see `typical_length`."""
 
-TOTAL_INPUT = 0.5
-"""Length of the total inputs that a layer of capsules starts with: squash leaves
-`CAPSULE_LENGTH` of it."""
+def total_input(J):
+    """Length of the total inputs that a layer of J capsules starts with.
+
+    At 0.8 squash makes an eighth of what is a tenth too short, so that errors of the
+    estimate grow little from layer to layer. Many capsules start shorter: most of them are
+    to be short in the end, and where all are long the loss drives all to zero.
+    """
+    return 0.8 * min(1.0, math.sqrt(16 / J))
 
 
 def kernel_initializer(J, I, O, positions, length, how):
     """Weights that a layer of capsules starts well with, at any depth and of any size.
 
-    Total inputs are made about `TOTAL_INPUT` long. Squash makes short ones shorter
-    still, so that a few layers of them are dead; long ones saturate squash and routing.
+    Total inputs are made `total_input(J)` long. Squash makes short ones shorter still, so
+    that a few layers of them are dead; long ones saturate squash and routing.
     With a standard deviation of sigma, input capsules of length l give `sigma * l * c *
     sqrt(I * O)` where all coupling coefficients are c. Of shared transformations the
     predictions from several positions may agree or not; their sum is taken to grow with
@@ -226,41 +229,38 @@ def kernel_initializer(J, I, O, positions, length, how):
         A truncated normal.
     """
     of_ones = math.sqrt(I * O) * positions**0.75 * how.typical(J)
-    first = _first_total_input(J / O, how.routings)
+    first = _first_total_input(total_input(J), J / O, how.routings)
     return keras.initializers.TruncatedNormal(stddev=first / length / of_ones)
 
 
-def _first_total_input(ratio, routings):
-    """What the first iteration should give for the last to give `TOTAL_INPUT`.
+def _first_total_input(last, ratio, routings):
+    """What the first iteration should give for the last to give `last`.
 
     To first order in the logits, random predictions that are weighed by their agreement
     with `V` add `J / O * first**2 * V` to the total input `first` of equal weights.
 
     Args:
+        last: float.
         ratio: float, `J / O`.
         routings: int. Iterations.
     """
-    first = TOTAL_INPUT
+    first = last
     while True:
         s, V = first, 0.0
         for _ in range(routings - 1):
             V += s**2 / (1 + s**2)
             s = first + ratio * first**2 * V
-        if s <= TOTAL_INPUT:
+        if s <= last:
             return first
         first *= 0.99
 
 
-def typical_length(squash, dim_capsule):
-    """What the capsules of a layer are long at the start.
-
-    Args:
-        squash: that of the layer.
-        dim_capsule: int. Their dimension.
-    """
+def typical_length(squash, J, O):
+    """What the capsules of a layer with that squash are long at the start."""
     if squash == "layer_norm":
-        return math.sqrt(dim_capsule)
-    return 1 - math.exp(-TOTAL_INPUT) if squash == "exponential" else CAPSULE_LENGTH
+        return math.sqrt(O)
+    s = total_input(J)
+    return 1 - math.exp(-s) if squash == "exponential" else s**2 / (1 + s**2)
 
 
 def maker(tensor):

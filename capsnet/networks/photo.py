@@ -13,10 +13,15 @@ import keras
 from keras import layers
 
 from capsnet.networks.trio import class_capsules, trio
+from capsnet.rules import kernel_initializer, rule
 from capsulelayers import PrimaryCap
 
 SMALLEST, LARGEST = 17, 512
 """Sides of pictures, in pixels, that `residual_stem` is for."""
+
+STARTING_LENGTH = 1.28
+"""What input capsules are taken to be long at the start: as if longer than they are, so
+that class capsules start shorter than those of a stack of layers do."""
 
 DRAWN = 32
 """Pixels a side that the decoder draws at most."""
@@ -52,8 +57,7 @@ def PhotoCapsNet(
         dim_primary: int. Dimension of a primary capsule. Defaults to 8.
         dim_capsule: int. Dimension of a class capsule. Defaults to 16.
         decoder: bool. Whether images are reconstructed, see `trio`. Defaults to True.
-        **how: of the class capsules: `routing`, `use_bias`, `leaky`, `routing_gradient`
-            and others of `CapsuleLayer`.
+        **how: of the class capsules: `routing` and others of `CapsuleLayer`.
 
     Returns:
         `(train_model, eval_model, manipulate_model)`, see `trio`.
@@ -73,11 +77,13 @@ def PhotoCapsNet(
     size = (dim_primary, n_channels, 1, 1, "valid")
     form = {"data_format": "channels_last", "kernel_initializer": "glorot_uniform"}
     primarycaps = PrimaryCap(features, *size, **form)
-    by_place = layers.Reshape(
-        (-1, n_channels, dim_primary), dtype=primarycaps.dtype, name="places"
-    )(primarycaps)
+    form = {"dtype": primarycaps.dtype, "name": "places"}
+    by_place = layers.Reshape((-1, n_channels, dim_primary), **form)(primarycaps)
     # Layer 4: the class capsules.
     size = (n_class, dim_capsule, routings)
+    sizes = (n_class, n_channels, dim_capsule, by_place.shape[1], STARTING_LENGTH)
+    initial = kernel_initializer(*sizes, rule(how.get("routing", "dynamic"), 1))
+    how = {"kernel_initializer": initial, **how}
     digitcaps = class_capsules(by_place, *size, shared=True, **how)
     return trio(x, digitcaps, decoder, most=DRAWN, name="photo")
 
