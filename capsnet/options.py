@@ -325,6 +325,8 @@ def check_options(args, n_class=None):
             raise ValueError(f"--{option.name} {value}: must be {option.rule[1]}")
     if getattr(args, "predict", None) and args.weights is None:
         raise ValueError("--predict: needs weights, -w FILE")
+    if getattr(args, "show_routing", False) and not args.testing:
+        raise ValueError("--show_routing: draws test images, so it needs -t")
     if n_class is not None and args.digit != "all" and not 0 <= args.digit < n_class:
         raise ValueError(f"--digit {args.digit}: the classes are 0 to {n_class - 1}")
 

@@ -3,6 +3,7 @@ import pytest
 from helpers import small_capsnet
 from PIL import Image
 
+import capsulenet
 from capsnet import routes
 from capsnet.networks import EfficientCapsNet, PhotoCapsNet
 
@@ -58,6 +59,15 @@ def test_the_coefficients_lie_where_their_capsules_look(routed, tmp_path, monkey
     assert (rows, columns) == (2, 2) and extent == (3, 7, 7, 3)
     with Image.open(path) as picture:
         assert min(picture.size) > 400
+
+
+def test_routing_is_shown_of_test_images_alone(capsys):
+    with pytest.raises(SystemExit) as end:
+        capsulenet.main(["--show_routing"])
+    assert end.value.code == 2
+    assert (
+        "--show_routing: draws test images, so it needs -t" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(
