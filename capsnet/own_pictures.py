@@ -39,7 +39,7 @@ def answer(args, load_model, predict):
     )
     result = predict(model, images, about["thresholds"], args.threshold)
     names = about["class_names"]
-    _tell(read, result, names, args.json)
+    _tell(read, done, result, names, args.json)
     if args.save_dir != options.DEFAULTS["save_dir"]:
         make_save_dir(args.save_dir)
         path = os.path.join(args.save_dir, "predictions.png")
@@ -91,11 +91,12 @@ def _read(paths, shape, like_mnist, invert):
     return np.stack(images), read, done, len(files) - len(read)
 
 
-def _tell(files, result, names, as_json):
+def _tell(files, done, result, names, as_json):
     """Print a table of the likeliest classes, or a JSON object a line.
 
     Args:
         files: list of str. The pictures.
+        done: list of str. What was done with each.
         result: `capsnet.verdict.Prediction` of them.
         names: list of str. The classes.
         as_json: bool.
@@ -103,7 +104,7 @@ def _tell(files, result, names, as_json):
     if not as_json:
         likeliest = "likeliest, with capsule length"
         print(f"{'class':<12}  {'verdict':<7}  {likeliest:<42}  picture")
-    for i, (path, row) in enumerate(zip(files, result.lengths)):
+    for i, (path, how, row) in enumerate(zip(files, done, result.lengths)):
         name = names[result.classes[i]]
         likeliest = [(names[j], round(float(row[j]), 4)) for j in np.argsort(-row)[:3]]
         said = {"verdict": None, "strangeness": None}
@@ -112,7 +113,7 @@ def _tell(files, result, names, as_json):
             said = {"verdict": str(result.verdicts[i]), "strangeness": strangeness}
         if as_json:
             told = {"file": path, "class": name, **said, "lengths": dict(likeliest)}
-            print(json.dumps(told))
+            print(json.dumps({**told, "done": how}))
         else:
             text = "  ".join(f"{name} {length:.3f}" for name, length in likeliest)
             shown = said["verdict"] or "-"

@@ -72,7 +72,7 @@ def test_pictures_of_which_none_is_readable_are_bad_input(
 
 
 def test_a_network_of_digits_sees_drawings_without_the_paper_and_its_picture_says_so(
-    tmp_path, monkeypatch
+    tmp_path, monkeypatch, capsys
 ):
     sheet = np.random.default_rng(0).normal(size=(120, 150)) * 4 + 190
     sheet[:, 100:] *= 0.5  # a shadow
@@ -93,6 +93,7 @@ def test_a_network_of_digits_sees_drawings_without_the_paper_and_its_picture_say
     about["thresholds"] = None
     paths = [str(tmp_path / name) for name in ("a.png", "b.png")]
     args = ["--predict", *paths, "-w", paths[0], "--save_dir", str(tmp_path / "out")]
+    args += ["--json"]
     own_pictures.answer(
         capsulenet.build_parser().parse_args(args),
         lambda *a: ((None, Model, None), about),
@@ -101,3 +102,5 @@ def test_a_network_of_digits_sees_drawings_without_the_paper_and_its_picture_say
     assert np.flatnonzero(seen[0].max((1, 2)) > 0.5).size >= 18
     assert np.flatnonzero(seen[0].max((0, 2)) > 0.05).size <= 4
     assert titles == ["one\ninverted\nground removed", "nought, or none\ninverted"]
+    told = map(json.loads, capsys.readouterr().out.splitlines())
+    assert [row["done"] for row in told] == ["inverted, ground removed", "inverted"]
