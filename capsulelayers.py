@@ -5,8 +5,7 @@ an input capsule, `J` output capsules, `O` dimension of an output capsule. The
 mathematics keeps the paper's names: `u` input capsules, `u_hat` prediction vectors,
 `b` routing logits, `c` coupling coefficients, `s` total input, `v` output capsules.
 
-To be copied into another project with six files of `capsnet`, see `docs/layers.md`;
-they need Keras and NumPy alone.
+To be copied into other projects with six files of `capsnet`: see `docs/layers.md`.
 
 References:
     Sabour, Frosst, Hinton. Dynamic Routing Between Capsules. NIPS 2017.
@@ -252,14 +251,13 @@ class CapsuleLayer(keras.layers.Layer):
         super().__init__(**kwargs)
         self.supports_masking = True
         self.rule = rules.rule(routing, routings, use_bias=use_bias, leaky=leaky)
-        routings = self.rule.routings
         sizes = {"num_capsule": num_capsule, "dim_capsule": dim_capsule}
-        for name, value in (sizes | {"routings": routings}).items():
+        for name, value in sizes.items():
             if not isinstance(value, (int, np.integer)) or value < 1:
                 raise ValueError(f"{name} must be an integer above 0, not {value!r}")
         self.num_capsule = int(num_capsule)
         self.dim_capsule = int(dim_capsule)
-        self.routings = int(routings)
+        self.routings = int(self.rule.routings)
         self.routing = routing
         saved = isinstance(squash, dict)  # a function
         squash = keras.saving.deserialize_keras_object(squash) if saved else squash
@@ -349,6 +347,8 @@ class CapsuleLayer(keras.layers.Layer):
         Returns:
             A list of `RoutingStep`; the outputs of the last are what `call` returns.
         """
+        if not self.built:
+            self.build(ops.shape(inputs))
         votes, steps = self._iterations(self._given(inputs, mask))
         found = []
         for V, v in steps:

@@ -236,6 +236,8 @@ def load(args):
 def run_options(args, variant, seed):
     """Return the options of one run, a namespace as `capsulenet.train` takes it."""
     row = VARIANTS[variant]
+    if row.model != "capsnet" and args.given.get("authors"):
+        raise ValueError(f"--authors: the network {row.model} has no such choice")
     recipe = given_flags(RECIPES[args.recipe])
     more = [f"{k}={v}" for k, v in args.given.items() if recipe.get(k) != v]
     parts = [variant, args.recipe, *more, args.epochs, f"seed{seed}"]

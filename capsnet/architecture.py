@@ -8,6 +8,7 @@ from capsnet import rules, verdict
 from capsnet.data.arrays import is_class_name
 from capsnet.errors import first_line
 from capsnet.options import CONV_FORMS, MODELS
+from capsnet.squashes import SQUASHES
 
 KERNEL_SIZE = 9
 """Side of both convolutions' kernels."""
@@ -69,6 +70,7 @@ def architecture(model):
         "dim_primary": dim_primary,
         "decoder": "decoder" in names,
         **{name: getattr(digitcaps, name) for name in of_digitcaps},
+        "squash": digitcaps.squash if isinstance(digitcaps.squash, str) else "own",
     }
     if model.name in MODELS[1:] and model.name != "photo":
         return {"model": model.name, **built}
@@ -154,6 +156,10 @@ def of_weights(weights, said, input_shape=None):
         ValueError: if what is said does not fit the weights.
         Exception: whatever else foreign weights lead to.
     """
+    if not {"conv1", "primarycap_conv2d"} <= weights.keys():
+        raise ValueError(
+            "it does not tell its network: build that, and use load_weights"
+        )
     kernel_size, _, channels, filters = weights["conv1"][0].shape
     n_class, n_primary, dim_capsule, dim_primary = weights["digitcaps"][0].shape
     n_channels = weights["primarycap_conv2d"][0].shape[3] // dim_primary
@@ -235,10 +241,17 @@ def _said_alone(said, kernel_size):
     how = {name: said.get(name, False) for name in ("use_bias", "leaky")}
     if not all(isinstance(value, bool) for value in how.values()):
         raise ValueError(f"use_bias, leaky {how!r:.100}")
-    routing = said.get("routing", "dynamic")
-    rules.rule(routing, routings, **how)  # or a ValueError
+    routing, squash = said.get("routing", "dynamic"), said.get("squash")
+    own = rules.rule(routing, routings, **how).squash  # or a ValueError
+    if squash == "own":
+        raise ValueError(
+            "its squash is a function: build the network with it, and use load_weights"
+        )
+    if squash not in (None, own, *SQUASHES):
+        raise ValueError(f"squash {squash!r:.100}")
     return {
         "routing": routing,
+        "squash": squash,
         **how,
         "routings": routings,
         "strides": strides,

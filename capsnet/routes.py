@@ -39,8 +39,8 @@ def plot_routing(image, capsules, steps, path, names=None, places=None, extent=N
     places = tuple(places or (1, 1))
     lengths = [np.linalg.norm(outputs, axis=-1) for _, outputs in steps]
     winner, classes = int(lengths[-1].argmax()), len(lengths[-1])
-    names = list(names or map(str, range(classes)))
-    sent = np.linalg.norm(capsules, axis=-1).reshape(*places, -1)
+    names = list(map(str, range(classes) if names is None else names))
+    sent = np.linalg.norm(capsules, axis=-1).reshape(*places, -1) + 1e-12
     by_place = np.array(
         [np.average(c[winner].reshape(sent.shape), -1, sent) for c, _ in steps]
     )
@@ -77,7 +77,7 @@ def _label(above, middle, below, names):
     above.set(xticks=[], yticks=[])
     for axes, what in ((middle, "channel"), (below, "length")):
         axes.set_xlabel(what, fontsize=8)
-        axes.set_yticks(range(len(names)), names)
+        axes.set_yticks(range(len(names)), names, parse_math=False)
         axes.tick_params(labelsize=8)
 
 

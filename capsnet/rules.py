@@ -26,6 +26,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import keras
+import numpy as np
 from keras import ops
 
 from capsnet.numerics import sum_over_first
@@ -174,8 +175,8 @@ def rule(name, routings=None, **options):
     Raises:
         ValueError: if there is no such routing, or it has no such option.
     """
-    if name not in RULES:
-        raise ValueError(f"routing {name!r}: there are {', '.join(RULES)}")
+    if not isinstance(name, str) or name not in RULES:
+        raise ValueError(f"routing {name!r:.50}: there are {', '.join(RULES)}")
     found = RULES[name]
     for option, asked in options.items():
         if asked and option not in found.options:
@@ -186,6 +187,8 @@ def rule(name, routings=None, **options):
     if options.get("leaky"):
         found = LEAKY
     routings = found.routings if routings is None else routings
+    if not isinstance(routings, (int, np.integer)) or routings < 1:
+        raise ValueError(f"routings must be an integer above 0, not {routings!r:.50}")
     if found.most and routings > found.most:
         raise ValueError(
             f"routing {name!r} takes {found.most} iteration, not routings={routings}"

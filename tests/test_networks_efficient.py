@@ -10,6 +10,7 @@ from keras import ops
 import capsulenet
 from capsnet.options import ROUTINGS
 from capsnet.squashes import exponential_squash
+from capsnet.training import recipe
 
 
 @pytest.mark.parametrize(
@@ -94,8 +95,8 @@ def test_a_file_of_another_network_or_routing_is_refused_by_name(trained, capsys
             ["--routing", "max_min"],
             "--routing max_min: {} was trained with --routing at",
         ),
-        (["--use_bias"], "routing 'attention' has no use_bias"),
-        (["-r", "3"], "routing 'attention' takes 1 iteration, not routings=3"),
+        (["--use_bias"], "{}: routing 'attention' has no use_bias"),
+        (["-r", "3"], "{}: routing 'attention' takes 1 iteration, not routings=3"),
     ):
         with pytest.raises(SystemExit) as end:
             capsulenet.main(["-t", "-w", path, *common, *flags])
@@ -117,6 +118,88 @@ def test_a_file_of_weights_tells_the_routing_of_any_network(network, how, tmp_pa
     (loaded, _, _), _ = capsulenet.load_model(path)
     assert capsulenet.architecture(loaded) == built
     assert_same_weights(loaded, model)
+
+
+@pytest.mark.parametrize("network", ["capsnet", "efficient"])
+def test_a_file_of_weights_tells_the_squash(network, tmp_path):
+    path, x = str(tmp_path / "w.h5"), array(4, 17, 17, 1)
+    for how, squash in (("dynamic", "exponential"), ("inverted", "layer_norm")):
+        flags = {"routing": how, "squash": squash}
+        trio = capsulenet.NETWORKS[network]((17, 17, 1), 2, None, **flags)
+        built = {"architecture": capsulenet.architecture(trio[0])}
+        capsulenet.save_weights(trio[0], path, built)
+        (_, loaded, _), _ = capsulenet.load_model(path)
+        expected = trio[1].predict(x, verbose=0)[0]
+        np.testing.assert_allclose(loaded.predict(x, verbose=0)[0], expected, atol=1e-6)
+    trio = capsulenet.NETWORKS[network]((17, 17, 1), 2, None, squash=lambda s: s / 9)
+    built = {"architecture": capsulenet.architecture(trio[0])}
+    capsulenet.save_weights(trio[0], path, built)
+    with pytest.raises(ValueError, match="its squash is a function"):
+        capsulenet.load_model(path)
+
+
+def test_weights_that_do_not_tell_another_network_say_what_to_do(tmp_path):
+    path = str(tmp_path / "w.h5")
+    model = capsulenet.EfficientCapsNet((17, 17, 1), 2, decoder=False)[0]
+    capsulenet.save_weights(model, path)
+    with pytest.raises(ValueError, match="build that, and use load_weights"):
+        capsulenet.load_model(path)
+
+
+@pytest.mark.parametrize("told", [["x"], {}, None, "y" * 5000, "em"])
+def test_a_routing_that_is_none_is_one_line_which_names_the_file(
+    told, data_file, tmp_path, capsys
+):
+    path = str(tmp_path / "w.h5")
+    model = capsulenet.CapsNet((17, 17, 1), 2, 1, decoder=False)[0]
+    built = {**capsulenet.architecture(model), "routing": told}
+    capsulenet.save_weights(model, path, {"architecture": built})
+    with pytest.raises(SystemExit) as end:
+        capsulenet.main(["-t", "-w", path, "--dataset", str(data_file)])
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and f"{path}: routing" in said and len(said) < 500
+
+
+def typed(*flags):
+    return capsulenet.build_parser().parse_args(list(flags))
+
+
+@pytest.mark.parametrize(
+    "flags, routings",
+    [([], 1), (["--routing", "max_min"], 3), (["--routing", "dynamic", "-r", "2"], 2)],
+)
+def test_the_network_for_pictures_routes_once_where_no_routing_is_asked(
+    flags, routings
+):
+    args = typed("--model", "photo", *flags)
+    recipe.choose_network(args, (40, 40, 3))
+    recipe.fit_to_data(args, np.eye(2)[[0, 1] * 50], 3)
+    assert args.routings == routings
+
+
+def test_what_weights_tell_of_their_routing_is_taken_unless_another_is_asked():
+    told = {"routing": "dynamic", "routings": 2, "leaky": True, "use_bias": False}
+    args = typed()
+    recipe.choose_network(args, (28, 28, 1), told, "file")
+    assert (args.model, args.routings, args.leaky) == ("capsnet", 2, True)
+    args = typed("--routing", "max_min")
+    recipe.choose_network(args, (28, 28, 1), told, "file")
+    assert (args.routing, args.routings, args.leaky) == ("max_min", 3, False)
+
+
+def test_a_run_on_weights_that_tell_their_routing_goes_on(data_file, tmp_path, capsys):
+    path, out = str(tmp_path / "w.h5"), str(tmp_path / "out")
+    model = capsulenet.CapsNet((17, 17, 1), 2, 2, routing="max_min")[0]
+    about = {"architecture": capsulenet.architecture(model)}
+    capsulenet.save_weights(model, path, about)
+    common = ["--dataset", str(data_file), "--epochs", "2", "--batch_size", "20"]
+    common += ["--save_dir", out, "--verbose", "0", "--seed", "0"]
+    capsulenet.main([*common, "-w", path, "--pause_after", "1"])
+    capsulenet.main([*common, "--resume"])
+    built = capsulenet.architecture(
+        capsulenet.load_model(os.path.join(out, "trained_model.h5"))[0][0]
+    )
+    assert (built["routing"], built["routings"]) == ("max_min", 2)
 
 
 def test_the_command_line_trains_by_another_routing_and_tests_it(
@@ -143,8 +226,8 @@ def test_the_authors_first_weights_are_theirs():
 
 
 def test_what_only_the_paper_s_network_has_is_refused_of_others(data_file, capsys):
-    for flag in (["--authors"], ["--conv", "direct"]):
+    for flag, name in ((["--authors"], "efficient"), (["--conv", "direct"], "photo")):
         with pytest.raises(SystemExit) as end:
-            capsulenet.main(["--dataset", str(data_file), "--model", "photo", *flag])
+            capsulenet.main(["--dataset", str(data_file), "--model", name, *flag])
         assert end.value.code == 2
-        assert "the network photo has no such choice" in capsys.readouterr().err
+        assert f"the network {name} has no such choice" in capsys.readouterr().err

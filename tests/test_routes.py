@@ -61,6 +61,14 @@ def test_the_coefficients_lie_where_their_capsules_look(routed, tmp_path, monkey
         assert min(picture.size) > 400
 
 
+def test_dead_capsules_and_any_name_of_a_class_are_drawn(tmp_path):
+    c = np.full((2, 8), 0.5)
+    steps = [(c, np.eye(2))]
+    path, names = str(tmp_path / "a.png"), np.array(["$x^$", "_"])
+    image, capsules = np.zeros((9, 9, 1)), np.zeros((8, 4))
+    assert routes.plot_routing(image, capsules, steps, path, names, (2, 2)) == 0
+
+
 def test_routing_is_shown_of_test_images_alone(capsys):
     with pytest.raises(SystemExit) as end:
         capsulenet.main(["--show_routing"])

@@ -169,6 +169,11 @@ def test_what_each_iteration_gave_can_be_looked_at(name, block_bytes):
         assert (sums[-1] < 1).all()
 
 
+def test_a_layer_that_was_never_called_can_be_looked_into():
+    steps = CapsuleLayer(10, 16).route(array(2, 30, 8))
+    assert [step.coefficients.shape for step in steps] == [(2, 10, 30)] * 3
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_shared_transformations_are_those_of_a_layer_whose_weights_repeat(name):
     shared = CapsuleLayer(3, 5, shared=True, **LAYERS[name])
@@ -219,6 +224,8 @@ def test_max_min_of_predictions_that_all_agree_equally_is_one():
     "how, said",
     [
         ({"routing": "em"}, "dynamic, attention, max_min, none, inverted"),
+        ({"routing": ["dynamic"]}, "there are dynamic"),
+        ({"routing": "attention", "routings": "3"}, "routings must be an integer"),
         ({"routing": "attention", "leaky": True}, "no leaky"),
         ({"routing": "inverted", "use_bias": True}, "no use_bias"),
         ({"routing": "attention", "routings": 3}, "1 iteration"),

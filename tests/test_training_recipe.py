@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from capsnet import command_line, options
-from capsnet.training import recipe
+from capsnet.training import recipe, start
 
 
 def typed(*flags):
@@ -49,7 +49,8 @@ def test_the_network_suits_the_images_unless_it_is_given(flags, shape, network, 
 )
 def test_weights_tell_their_network(told, network):
     args = typed("--dataset", "a")
-    recipe.choose_network(args, (64, 64, 3), ({"architecture": told}, {}))
+    of_file = start._told(args, ({"architecture": told}, {}))
+    recipe.choose_network(args, (64, 64, 3), *of_file)
     assert args.model == network
 
 

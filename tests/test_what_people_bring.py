@@ -45,6 +45,7 @@ def written(tmp_path, monkeypatch):
     return write
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, size, flags",
     [
@@ -62,6 +63,7 @@ def test_shapes_on_any_ground_and_of_several_sizes_are_learned(
     assert accuracy >= 0.85  # a third by chance
 
 
+@pytest.mark.slow
 def test_classes_of_very_different_size_are_said_and_all_learned(
     written, tmp_path, capsys
 ):

@@ -30,7 +30,7 @@ DRAWN = 32
 def PhotoCapsNet(
     input_shape,
     n_class,
-    routings=1,
+    routings=None,
     *,
     stem=None,
     n_channels=16,
@@ -49,7 +49,7 @@ def PhotoCapsNet(
     Args:
         input_shape: tuple `(height, width, channels)`; sides of 17 to 512 pixels.
         n_class: int. Number of classes.
-        routings: int. Number of routing iterations. Defaults to 1.
+        routings: int. Routing iterations. Defaults to 1, or to those of another routing.
         stem: Keras model of images of `input_shape`, standardised, to a map `(batch,
             rows, columns, channels)`, such as one of `keras.applications` without its
             top. Defaults to `residual_stem(input_shape)`.
@@ -80,9 +80,11 @@ def PhotoCapsNet(
     form = {"dtype": primarycaps.dtype, "name": "places"}
     by_place = layers.Reshape((-1, n_channels, dim_primary), **form)(primarycaps)
     # Layer 4: the class capsules.
+    how = {"routing": "dynamic", **how}
+    routings = routings or (1 if how["routing"] == "dynamic" else None)
     size = (n_class, dim_capsule, routings)
     sizes = (n_class, n_channels, dim_capsule, by_place.shape[1], STARTING_LENGTH)
-    initial = kernel_initializer(*sizes, rule(how.get("routing", "dynamic"), 1))
+    initial = kernel_initializer(*sizes, rule(how["routing"], routings))
     how = {"kernel_initializer": initial, **how}
     digitcaps = class_capsules(by_place, *size, shared=True, **how)
     return trio(x, digitcaps, decoder, most=DRAWN, name="photo")

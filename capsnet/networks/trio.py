@@ -26,8 +26,8 @@ def class_capsules(x, n_class, dim_capsule, routings=None, **how):
     Returns:
         A Keras tensor `(B, n_class, dim_capsule)`.
     """
-    if how.get("routing") == "inverted":  # which compares as it is, but does not squash
-        how = {"squash": "squash", **how}
+    if how.get("routing") == "inverted" and not how.get("squash"):
+        how = {**how, "squash": "squash"}  # of its own it does not
     return CapsuleLayer(n_class, dim_capsule, routings, name="digitcaps", **how)(x)
 
 

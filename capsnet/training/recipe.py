@@ -11,43 +11,57 @@ from capsnet.options import MODELS, NAMED_SETS
 OWN_ROUTING = {"efficient": "attention"}
 """What `--routing auto` is, where it is not dynamic."""
 
+TOLD = ("routing", "routings", "use_bias", "leaky")
+"""Options that a file of weights tells."""
+
 UNEVEN = 3
 """`--balance auto` draws all classes equally often where one has more than so many times
 the images of another."""
 
 
-def choose_network(args, shape, stored=None):
+def choose_network(args, shape, told=None, source=None):
     """Set `args.model` and the routing where they are open, and say which and why.
 
     Args:
-        args: namespace with all options.
+        args: namespace with all options. What is told counts as given from then on.
         shape: tuple `(height, width, channels)` of the images.
-        stored: pair that `capsnet.weights.read` gave, of weights that are to be tested or
-            trained on; they tell their network and its routing.
+        told: dict of `model` and `TOLD`, what weights or the checkpoint to resume say of
+            their network. An empty one is of weights that do not tell. Optional.
+        source: str. The file that tells, for errors.
 
     Raises:
         ValueError: if the weights are of another network, or the routing has no such
             option.
     """
-    told = {} if stored is None else stored[0].get("architecture", {})
-    told = told if isinstance(told, dict) else {}
-    model = told.get("model", "capsnet" if told else None)
+    model = told.get("model", "capsnet") if told else None
     if args.model not in ("auto", model or args.model):
         raise ValueError(
-            f"--model {args.model}: {args.weights} holds weights of the network "
-            f"{model!r:.50}"
+            f"--model {args.model}: {source} holds weights of the network {model!r:.50}"
         )
-    _choose_model(args, shape, stored is not None, model)
-    for name in ("routing", "use_bias", "leaky"):
+    _choose_model(args, shape, told is not None, model)
+    if args.authors and args.model != "capsnet":
+        raise ValueError(_no_such_choice(args, "authors"))
+    told = told or {}
+    other = "routing" in args.given and args.routing != told.get("routing", "dynamic")
+    for name in TOLD if not other else ():
         if name in told and name not in args.given:
             setattr(args, name, told[name])
-    if args.authors:
+            args.given = [*args.given, name]
+    if args.authors and not told:
         args.use_bias = True
     if args.routing == "auto":
         args.routing = OWN_ROUTING.get(args.model, "dynamic")
     routings = args.routings if "routings" in args.given else None
     asked = {name: getattr(args, name) for name in ("use_bias", "leaky")}
-    args.routings = rules.rule(args.routing, routings, **asked).routings
+    try:
+        args.routings = rules.rule(args.routing, routings, **asked).routings
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}" if told else str(error)) from None
+
+
+def _no_such_choice(args, name):
+    value = getattr(args, name)
+    return f"--{name} {value}: the network {args.model} has no such choice"
 
 
 def _choose_model(args, shape, from_weights, told):
@@ -84,12 +98,8 @@ def fit_to_data(args, labels, channels):
     Raises:
         ValueError: if an option is given that the network does not have.
     """
-    for name in ("conv", "authors"):
-        if name in args.given and args.model != "capsnet":
-            value = getattr(args, name)
-            raise ValueError(
-                f"--{name} {value}: the network {args.model} has no such choice"
-            )
+    if "conv" in args.given and args.model != "capsnet":
+        raise ValueError(_no_such_choice(args, "conv"))
     named = args.dataset in NAMED_SETS
     if args.balance == "auto":
         args.balance = "yes" if _are_uneven(labels.sum(0)) and not named else "no"
@@ -100,7 +110,8 @@ def fit_to_data(args, labels, channels):
     suited = {"batch_size": batch, "epochs": int(np.clip(epochs, 30, 100))}
     suited["schedule"] = "cosine"
     if args.model == "photo":
-        suited |= {"routings": 1, "brightness": 0.2}
+        suited |= {} if "routing" in args.given else {"routings": 1}
+        suited |= {"brightness": 0.2}
         suited |= {"tint": 0.2} if channels > 1 else {}
     if args.model == "efficient":
         suited |= {

@@ -7,7 +7,7 @@ import keras
 from capsnet import data as datasets
 from capsnet import options, weights
 from capsnet.architecture import of_file
-from capsnet.training import devices, recipe, resume
+from capsnet.training import checkpoints, devices, recipe, resume
 
 
 def prepare(args):
@@ -37,7 +37,8 @@ def prepare(args):
     stored = None
     if args.weights is not None and (args.testing or not args.resume):
         stored = weights.read(args.weights)
-    recipe.choose_network(args, x_train.shape[1:], stored)
+    told, source = _told(args, stored)
+    recipe.choose_network(args, x_train.shape[1:], told, source)
     recipe.fit_to_data(args, y_train, x_train.shape[3])
     resumed = None if args.testing else resume.checkpoint_to_resume(args)
     args.seed = devices.draw_seed() if args.seed is None else args.seed
@@ -47,10 +48,25 @@ def prepare(args):
     return data, resumed, stored
 
 
+def _told(args, stored):
+    """What weights or a checkpoint tell of their network, and which file that is."""
+    if stored is not None:
+        said = stored[0].get("architecture")
+        return said if isinstance(said, dict) else {}, args.weights
+    if not args.resume or args.testing:
+        return None, None
+    checkpoint = checkpoints.last_checkpoint(args.save_dir)
+    there = {} if checkpoint is None else checkpoint["options"]
+    told = {name: there[name] for name in recipe.TOLD if name in there}
+    if "model" in there and args.model == "auto":
+        told["model"] = there["model"]
+    return told or None, args.save_dir
+
+
 def load_weights(model, args, stored):
     """Load the weights that the user named; a test has to be of what they were trained on.
 
-    Routing has no weights, so that another number of iterations would go unnoticed.
+    Most routings have no weights, so that another would go unnoticed.
 
     Args:
         model: the model to load them into.
@@ -70,7 +86,7 @@ def load_weights(model, args, stored):
 def _check_trained_on(model, args, built, names):
     for name in ("routing", "routings", "use_bias", "leaky"):
         given, there = getattr(args, name), built[name]
-        if there != given:
+        if given not in ("auto", there):
             raise ValueError(
                 f"--{name} {given}: {args.weights} was trained with --{name} {there}"
             )
