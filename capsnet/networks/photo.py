@@ -55,7 +55,7 @@ def PhotoCapsNet(
             top. Defaults to `residual_stem(input_shape)`.
         n_channels: int. Primary capsules at each place. Defaults to 16.
         dim_primary: int. Dimension of a primary capsule. Defaults to 8.
-        dim_capsule: int. Dimension of a class capsule. Defaults to 16.
+        dim_capsule: int. Of a class capsule. Defaults to 16.
         decoder: bool. Whether images are reconstructed, see `trio`. Defaults to True.
         **how: of the class capsules: `routing` and others of `CapsuleLayer`.
 
@@ -77,8 +77,7 @@ def PhotoCapsNet(
     size = (dim_primary, n_channels, 1, 1, "valid")
     form = {"data_format": "channels_last", "kernel_initializer": "glorot_uniform"}
     primarycaps = PrimaryCap(features, *size, **form)
-    form = {"dtype": primarycaps.dtype, "name": "places"}
-    by_place = layers.Reshape((-1, n_channels, dim_primary), **form)(primarycaps)
+    by_place = _by_place(primarycaps, n_channels)
     # Layer 4: the class capsules.
     how = {"routing": "dynamic", **how}
     routings = routings or (1 if how["routing"] == "dynamic" else None)
@@ -88,6 +87,11 @@ def PhotoCapsNet(
     how = {"kernel_initializer": initial, **how}
     digitcaps = class_capsules(by_place, *size, shared=True, **how)
     return trio(x, digitcaps, decoder, most=DRAWN, name="photo")
+
+
+def _by_place(capsules, n_channels):
+    shape = (-1, n_channels, capsules.shape[-1])
+    return layers.Reshape(shape, dtype=capsules.dtype, name="places")(capsules)
 
 
 def _check_is_map(stem):
