@@ -41,11 +41,6 @@ SETS = {
 """Width and height, and pictures of each class; a fifth of them, at least 20 of each
 class (drawn besides), are for the test."""
 
-COLUMNS = (
-    *("set", "seed", "network", "accuracy", "balanced_accuracy", "seconds"),
-    *("peak_gb", "train_images", "test_images"),
-)
-
 
 def draw(shape, size, rng, black=False):
     """Draw one shape in a random colour on a ground of another, with noise.
@@ -236,7 +231,7 @@ def keep(path, measured):
     """Append a row to the table, and print it."""
     new = not os.path.exists(path)
     with open(path, "a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, measured)
         if new:
             writer.writeheader()
         writer.writerow(measured)

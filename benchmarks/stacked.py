@@ -12,13 +12,13 @@ Appends to `results/stacked.csv`.
 """
 
 import argparse
-import csv
 import os
 import sys
 
 import keras
 import numpy as np
 from keras import layers
+from own_pictures import keep
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
@@ -73,17 +73,6 @@ def main():
                         "finite": bool(np.isfinite(lengths).all()),
                     },
                 )
-
-
-def keep(path, row):
-    """Append a row to the table, and print it."""
-    new = not os.path.exists(path)
-    with open(path, "a", newline="") as file:
-        writer = csv.DictWriter(file, row, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
-    print(row, flush=True)
 
 
 if __name__ == "__main__":

@@ -202,6 +202,15 @@ def test_a_run_on_weights_that_tell_their_routing_goes_on(data_file, tmp_path, c
     assert (built["routing"], built["routings"]) == ("max_min", 2)
 
 
+def test_the_same_command_with_resume_goes_on(data_file, tmp_path):
+    common = ["--dataset", str(data_file), "--save_dir", str(tmp_path), "--epochs", "2"]
+    common += ["--model", "efficient", "--batch_size", "20", "--verbose", "0"]
+    capsulenet.main([*common, "--seed", "0", "--pause_after", "1"])
+    capsulenet.main([*common, "--resume"])
+    with open(tmp_path / "log.csv") as log:
+        assert len(log.readlines()) == 3
+
+
 def test_the_command_line_trains_by_another_routing_and_tests_it(
     data_file, tmp_path, capsys
 ):

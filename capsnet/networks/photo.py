@@ -82,9 +82,7 @@ def PhotoCapsNet(
     how = {"routing": "dynamic", **how}
     routings = routings or (1 if how["routing"] == "dynamic" else None)
     size = (n_class, dim_capsule, routings)
-    sizes = (n_class, n_channels, dim_capsule, by_place.shape[1], STARTING_LENGTH)
-    initial = kernel_initializer(*sizes, rule(how["routing"], routings))
-    how = {"kernel_initializer": initial, **how}
+    how = {"kernel_initializer": _first_weights(by_place, *size, **how), **how}
     digitcaps = class_capsules(by_place, *size, shared=True, **how)
     return trio(x, digitcaps, decoder, most=DRAWN, name="photo")
 
@@ -92,6 +90,14 @@ def PhotoCapsNet(
 def _by_place(capsules, n_channels):
     shape = (-1, n_channels, capsules.shape[-1])
     return layers.Reshape(shape, dtype=capsules.dtype, name="places")(capsules)
+
+
+def _first_weights(capsules, n_class, dim_capsule, routings, routing, **how):
+    """What the transformations start from, see `STARTING_LENGTH`."""
+    positions, n_channels = capsules.shape[1:3]
+    sizes = (n_class, n_channels, dim_capsule, positions, STARTING_LENGTH)
+    of_rule = rule(routing, routings, leaky=how.get("leaky", False))
+    return kernel_initializer(*sizes, of_rule)
 
 
 def _check_is_map(stem):

@@ -56,11 +56,13 @@ def _told(args, stored):
     if not args.resume or args.testing:
         return None, None
     checkpoint = checkpoints.last_checkpoint(args.save_dir)
-    there = {} if checkpoint is None else checkpoint["options"]
+    if checkpoint is None:
+        return None, None
+    there = checkpoint["options"]
     told = {name: there[name] for name in recipe.TOLD if name in there}
-    if "model" in there and args.model == "auto":
-        told["model"] = there["model"]
-    return told or None, args.save_dir
+    # Another model than that of the run is for `checkpoint_to_resume` to refuse.
+    model = there.get("model", "capsnet") if args.model == "auto" else args.model
+    return {**told, "model": model}, args.save_dir
 
 
 def load_weights(model, args, stored):
