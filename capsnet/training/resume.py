@@ -12,13 +12,15 @@ from capsnet.training import checkpoints, devices
 
 
 def checkpoint_to_resume(args):
-    """Return the checkpoint that `--resume` goes on from, or None to start afresh.
+    """Return the checkpoint that `--resume` goes on from, see `find` and `check`."""
+    return check(args, find(args))
 
-    Where `args.seed` is None it becomes the seed of the checkpoint.
+
+def find(args):
+    """Return the checkpoint that `--resume` finds, or None to start afresh.
 
     Raises:
-        ValueError: if the options differ from those of the checkpoint, or the weights
-            from those that the run started from, or the hosts find different ones.
+        ValueError: if the hosts find different ones.
     """
     if not args.resume:
         return None
@@ -29,6 +31,18 @@ def checkpoint_to_resume(args):
             f"--resume: the hosts find checkpoints of {found} epochs in "
             f"{args.save_dir}: it must be a folder that all of them share"
         )
+    return checkpoint
+
+
+def check(args, checkpoint):
+    """Return the checkpoint, of which the run is a part; None of none.
+
+    Where `args.seed` is None it becomes the seed of the checkpoint.
+
+    Raises:
+        ValueError: if the options differ from those of the checkpoint, or the weights
+            from those that the run started from.
+    """
     if checkpoint is None:
         return None
     saved = checkpoint["options"]

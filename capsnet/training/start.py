@@ -7,7 +7,7 @@ import keras
 from capsnet import data as datasets
 from capsnet import options, weights
 from capsnet.architecture import of_file
-from capsnet.training import checkpoints, devices, recipe, resume
+from capsnet.training import devices, recipe, resume
 
 
 def prepare(args):
@@ -37,10 +37,11 @@ def prepare(args):
     stored = None
     if args.weights is not None and (args.testing or not args.resume):
         stored = weights.read(args.weights)
-    told, source = _told(args, stored)
+    checkpoint = None if args.testing else resume.find(args)
+    told, source = _told(args, stored, checkpoint)
     recipe.choose_network(args, x_train.shape[1:], told, source)
     recipe.fit_to_data(args, y_train, x_train.shape[3])
-    resumed = None if args.testing else resume.checkpoint_to_resume(args)
+    resumed = resume.check(args, checkpoint)
     args.seed = devices.draw_seed() if args.seed is None else args.seed
     keras.utils.set_random_seed(args.seed)
     if args.precision == "bfloat16":
@@ -48,19 +49,16 @@ def prepare(args):
     return data, resumed, stored
 
 
-def _told(args, stored):
+def _told(args, stored, checkpoint=None):
     """What weights or a checkpoint tell of their network, and which file that is."""
     if stored is not None:
         said = stored[0].get("architecture")
         return said if isinstance(said, dict) else {}, args.weights
-    if not args.resume or args.testing:
-        return None, None
-    checkpoint = checkpoints.last_checkpoint(args.save_dir)
     if checkpoint is None:
         return None, None
     there = checkpoint["options"]
     told = {name: there[name] for name in recipe.TOLD if name in there}
-    # Another model than that of the run is for `checkpoint_to_resume` to refuse.
+    # Another model than that of the run is for `resume.check` to refuse.
     model = there.get("model", "capsnet") if args.model == "auto" else args.model
     return {**told, "model": model}, args.save_dir
 
