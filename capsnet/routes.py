@@ -51,7 +51,11 @@ def plot_routing(image, capsules, steps, path, names=None, places=None, extent=N
     figure = Figure(figsize=(1.6 + 2.6 * len(steps), 7.4), layout="constrained")
     grid = figure.subplots(3, len(steps), squeeze=False)
     height, width = image.shape[:2]
-    how = {"alpha": 0.6, "extent": extent or (0, width, height, 0), **scales[0]}
+    how = {
+        "alpha": 0.6,
+        "extent": extent or (-0.5, width - 0.5, height - 0.5, -0.5),
+        **scales[0],
+    }
     for number, (above, middle, below) in enumerate(grid.T):
         above.imshow(pictures._shown(np.clip(image, 0, 1)), cmap="gray", vmin=0, vmax=1)
         placed = above.imshow(by_place[number], cmap="inferno", **how)
