@@ -50,16 +50,12 @@ def plot_routing(image, capsules, steps, path, names=None, places=None, extent=N
     scales = [{"vmin": c.min(), "vmax": c.max()} for c in (by_place, by_channel)]
     figure = Figure(figsize=(1.6 + 2.6 * len(steps), 7.4), layout="constrained")
     grid = figure.subplots(3, len(steps), squeeze=False)
-    height, width = image.shape[:2]
-    how = {
-        "alpha": 0.6,
-        "extent": extent or (-0.5, width - 0.5, height - 0.5, -0.5),
-        **scales[0],
-    }
+    whole = (-0.5, image.shape[1] - 0.5, image.shape[0] - 0.5, -0.5)
+    how = {"alpha": 0.6, "extent": extent or whole, **scales[0]}
     for number, (above, middle, below) in enumerate(grid.T):
         above.imshow(pictures._shown(np.clip(image, 0, 1)), cmap="gray", vmin=0, vmax=1)
         placed = above.imshow(by_place[number], cmap="inferno", **how)
-        above.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
+        above.set(xlim=whole[:2], ylim=whole[2:])
         above.set_title(f"iteration {number + 1}", fontsize=10)
         shown = middle.imshow(by_channel[number], aspect="auto", **scales[1])
         colours = ["C1" if j == winner else "C0" for j in range(classes)]
