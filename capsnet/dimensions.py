@@ -34,6 +34,39 @@ def manipulated(model, x, y, amounts):
     return images.reshape(len(x), dim, len(amounts), *x.shape[1:])
 
 
+def spread_of(x, y, shift_fraction, shifts):
+    """Return the standard deviation of each of `STROKES` among images.
+
+    Args:
+        x: array `(n, height, width, channels)`, in [0, 1].
+        y: array `(n, n_class)`.
+        shift_fraction: float. How far the training shifts images, which is done here.
+        shifts: str. How they are shifted, see `capsnet.options`.
+
+    Returns:
+        An array `(6,)`.
+    """
+    (seen, _), _ = TrainingBatches(x, y, len(x), shift_fraction, shifts=shifts)[0]
+    return np.std(measure_strokes(seen), axis=0)
+
+
+def effects_on_strokes(drawn, spread):
+    """Return what each dimension changes about the strokes, from its lower end to its upper.
+
+    Args:
+        drawn: array `(n, dim, 2, height, width, channels)`: images with a dimension
+            lowered, and raised.
+        spread: array `(6,)`, what the changes are divided by; where it is next to
+            nothing, a change counts for nothing.
+
+    Returns:
+        An array `(dim, 6)`, means over the images.
+    """
+    measured = measure_strokes(drawn)
+    change = np.mean(measured[:, :, 1] - measured[:, :, 0], axis=0)
+    return change / np.where(spread > 1e-6, spread, np.inf)
+
+
 def show(model, data, args, digits, images=20):
     """Measure and draw what the dimensions of the class capsules stand for.
 
@@ -44,19 +77,14 @@ def show(model, data, args, digits, images=20):
     x_test, y_test = data
     true = np.argmax(y_test, 1)
     names = options.class_names(args, y_test.shape[1])
-    (seen, _), _ = TrainingBatches(
-        x_test, y_test, len(x_test), args.shift_fraction, shifts=args.shifts
-    )[0]
-    spread = np.std(measure_strokes(seen), axis=0)
+    spread = spread_of(x_test, y_test, args.shift_fraction, args.shifts)
     ends = MANIPULATIONS[[0, -1]]
     pairs, effects = [], []
     for digit in digits:
         chosen = some_of(digit, true, args.seed, images)
         drawn = manipulated(model, x_test[chosen], y_test[chosen], ends)
-        measured = measure_strokes(drawn)
-        change = np.mean(measured[:, :, 1] - measured[:, :, 0], axis=0)
         pairs.append(drawn[0])
-        effects.append(change / np.where(spread > 1e-6, spread, np.inf))
+        effects.append(effects_on_strokes(drawn, spread))
     path = os.path.join(args.save_dir, "dimensions.png")
     pictures.plot_dimensions(pairs, effects, [names[digit] for digit in digits], path)
     print(f"What the dimensions stand for: {path}")

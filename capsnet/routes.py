@@ -5,7 +5,9 @@ import os
 import keras
 import numpy as np
 from keras import ops
+from matplotlib import colormaps
 from matplotlib.figure import Figure
+from PIL import Image
 
 from capsnet import options, pictures
 
@@ -40,10 +42,7 @@ def plot_routing(image, capsules, steps, path, names=None, places=None, extent=N
     lengths = [np.linalg.norm(outputs, axis=-1) for _, outputs in steps]
     winner, classes = int(lengths[-1].argmax()), len(lengths[-1])
     names = list(map(str, range(classes) if names is None else names))
-    sent = np.linalg.norm(capsules, axis=-1).reshape(*places, -1) + 1e-12
-    by_place = np.array(
-        [np.average(c[winner].reshape(sent.shape), -1, sent) for c, _ in steps]
-    )
+    by_place = np.array([at_places(capsules, c[winner], places) for c, _ in steps])
     by_channel = np.array(
         [c.reshape(classes, np.prod(places), -1).mean(1) for c, _ in steps]
     )
@@ -81,6 +80,52 @@ def _label(above, middle, below, names):
         axes.tick_params(labelsize=8)
 
 
+def at_places(capsules, coefficients, places):
+    """Return the coefficients to one output capsule, place by place.
+
+    Args:
+        capsules: array `(I, D)`, the input capsules.
+        coefficients: array `(I,)`, theirs to the output capsule.
+        places: pair `(rows, columns)`, I being these and channels.
+
+    Returns:
+        An array `(rows, columns)`: at each place the mean over the channels, weighed by
+        the lengths of the input capsules.
+    """
+    sent = np.linalg.norm(capsules, axis=-1).reshape(*places, -1) + 1e-12
+    return np.average(coefficients.reshape(sent.shape), -1, sent)
+
+
+def laid_over(image, by_place, scale, extent=None, side=168):
+    """Lay coefficients over an image, as `plot_routing` does, without its axes.
+
+    Args:
+        image: array `(height, width, channels)`, in [0, 1].
+        by_place: array `(rows, columns)`, see `at_places`.
+        scale: pair, the coefficients that are darkest and brightest.
+        extent: see `plot_routing`. Defaults to the whole image.
+        side: int. Pixels of the longer side of what is returned. Defaults to 168.
+
+    Returns:
+        uint8 array `(rows, columns, 3)`.
+    """
+    height, width = image.shape[:2]
+    times = side / max(height, width)
+    size = [max(1, round(times * n)) for n in (width, height)]
+    low, high = scale
+    shares = np.clip((by_place - low) / max(high - low, 1e-12), 0, 1)
+    colours = np.uint8(255 * colormaps["inferno"](shares)[..., :3])
+    left, right, bottom, top = extent or (-0.5, width - 0.5, height - 0.5, -0.5)
+    corners = [round(times * (n + 0.5)) for n in (left, top, right, bottom)]
+    inside = (max(1, corners[2] - corners[0]), max(1, corners[3] - corners[1]))
+    nearest = Image.Resampling.NEAREST
+    below = Image.fromarray(np.uint8(255 * np.clip(pictures._shown(image), 0, 1)))
+    below = below.convert("RGB").resize(size, nearest)
+    above = below.copy()
+    above.paste(Image.fromarray(colours).resize(inside, nearest), corners[:2])
+    return np.asarray(Image.blend(below, above, 0.6))
+
+
 def routed(model, images):
     """Route images, and return what each iteration gave.
 
@@ -114,7 +159,7 @@ def show(model, data, args):
     _, first = np.unique(true[order], return_index=True)
     chosen = order[np.sort(first)[:IMAGES]]
     capsules, steps = routed(model, x_test[chosen])
-    places, extent = _places(model)
+    places, extent = places_of(model)
     for number, index in enumerate(chosen):
         path = os.path.join(args.save_dir, f"routing-{number}.png")
         of_image = [tuple(array[number] for array in step) for step in steps]
@@ -126,8 +171,15 @@ def show(model, data, args):
         )
 
 
-def _places(model):
-    """At which places of the image there are input capsules, see `plot_routing`."""
+def places_of(model):
+    """At which places of the image there are input capsules: `(places, extent)`.
+
+    Args:
+        model: the evaluation model of one of the networks.
+
+    Returns:
+        Two arguments of those names of `plot_routing`.
+    """
     named = {layer.name: layer for layer in model.layers}
     last = named.get("primarycap_conv2d") or named["primarycap_depthwise"]
     rows, columns = last.output.shape[1:3]

@@ -41,7 +41,7 @@ def drawn(monkeypatch):
 
 def test_the_coefficients_lie_where_their_capsules_look(routed, tmp_path, monkeypatch):
     model, x, _, _ = routed
-    (rows, columns), extent = routes._places(model)
+    (rows, columns), extent = routes.places_of(model)
     seen = drawn(monkeypatch)
     # Of two places one sends all to the second class, the other all to the first.
     c = np.zeros((2, rows * columns * 2))
@@ -82,5 +82,5 @@ def test_routing_is_shown_of_test_images_alone(capsys):
     "network, places", [(PhotoCapsNet, (6, 8)), (EfficientCapsNet, (1, 1))]
 )
 def test_the_places_of_the_other_networks_are_known(network, places):
-    found, extent = routes._places(network((24, 32, 1), 2)[1])
+    found, extent = routes.places_of(network((24, 32, 1), 2)[1])
     assert found == places and extent is None

@@ -19,14 +19,15 @@ EVEN = 0.02
 """What an even ground differs from itself at most, as JPEG or a scanner has it."""
 
 
-def read_picture(path):
+def read_picture(path, name=None):
     """Read a picture in the way it is meant to be seen.
 
     The first frame is taken, the rotation of EXIF data is applied, 16-bit grey is
     scaled, and what is transparent shows white.
 
     Args:
-        path: str. PNG, JPEG, BMP or GIF.
+        path: str, or a binary file. PNG, JPEG, BMP or GIF.
+        name: str. What errors call it. Defaults to `path`.
 
     Returns:
         A Pillow image of mode `L` or `RGB`.
@@ -37,7 +38,8 @@ def read_picture(path):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about size, which is checked here
-            check_is_file(path)
+            if not hasattr(path, "read"):
+                check_is_file(path)
             with Image.open(path, formats=FORMATS) as picture:
                 if math.prod(picture.size) > LARGEST_PICTURE:
                     raise ValueError(f"{picture.width} x {picture.height} pixels")
@@ -53,7 +55,8 @@ def read_picture(path):
             picture = Image.alpha_composite(white, picture).convert("RGB")
         return picture.convert("L" if picture.mode in ("1", "L") else "RGB")
     except Exception as error:  # whatever a damaged picture makes Pillow raise
-        raise ValueError(f"{path}: not a readable picture ({error})") from error
+        why = error if name is None else str(error).replace(str(path), name)
+        raise ValueError(f"{name or path}: not a readable picture ({why})") from error
 
 
 def fit_picture(picture, shape, like_mnist=False, invert=True):

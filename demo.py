@@ -1,0 +1,100 @@
+"""A page to draw on: ten capsules answer, their dimensions turn, routing is watched.
+
+pip install -r requirements-demo.txt
+python demo.py
+python demo.py -w out/trained_model.h5 --port 8000 --no_browser
+"""
+
+import os
+import tempfile
+
+from capsnet.command_line import Parser, begin, one_line_errors
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
+os.environ["HF_HUB_OFFLINE"] = "1"
+WEIGHTS = os.path.join(
+    os.path.dirname(os.path.abspath(__file__)), "result", "trained_model.h5"
+)
+
+
+def build_parser():
+    """Return the command line's parser."""
+    parser = Parser(description="A page to draw on, for a capsule network.")
+    add = parser.add_argument
+    add("-w", "--weights", default=WEIGHTS, help="a file that a training wrote")
+    add("--port", default=7860, type=int, help="where the page is, from 1024 to 65535")
+    add("--host", default="127.0.0.1", help="0.0.0.0 shows the page to the network too")
+    add("--no_browser", action="store_true", help="do not open a browser")
+    return parser
+
+
+def check(args):
+    """Check what takes no time.
+
+    Raises:
+        OSError: if the weights are not there.
+        ValueError: if the port can't be.
+    """
+    if not 1024 <= args.port <= 65535:
+        raise ValueError(f"--port {args.port}: must be from 1024 to 65535")
+    os.stat(args.weights)
+
+
+if __name__ == "__main__":  # Keras takes seconds, and typing errors need none
+    begin(build_parser().parse_args, check)
+
+import capsulenet
+from capsnet.data import load_mnist
+from capsnet.explorer import Explorer
+from capsnet.page import Page, launch
+
+MISREAD = (1247, 2130)
+"""Of the examples: test images that the shipped network reads wrong."""
+
+
+def explore(weights):
+    """Load weights, and return what a page is made of.
+
+    Args:
+        weights: str. A file as `capsulenet.load_model` takes it.
+
+    Returns:
+        `(explorer, examples, told)`, the arguments of `capsnet.page.Page`. Networks of
+        MNIST's digits have test images.
+
+    Raises:
+        OSError: if the weights can't be read.
+        ValueError: if they are none.
+    """
+    models, about = capsulenet.load_model(weights)
+    shape = tuple(models[1].inputs[0].shape[1:])
+    digits = (
+        about["like_mnist"] and shape == (28, 28, 1) and len(about["class_names"]) == 10
+    )
+    _, test = load_mnist() if digits else (None, None)
+    explorer = Explorer(models, about, capsulenet.predict, test)
+    explorer.warm_up()
+    return explorer, examples_of(test) if digits else [], os.path.basename(weights)
+
+
+def examples_of(test):
+    """Return one test image of each digit, and a few that are misread, with captions."""
+    x, y = test
+    true = y.argmax(1)
+    first = [int((true == digit).argmax()) for digit in range(10)]
+    shown = [(x[n], f"{true[n]}") for n in first]
+    return shown + [(x[n], f"{true[n]}, misread") for n in MISREAD]
+
+
+def main(argv=None):
+    """Run the command line with the arguments `argv`, by default the program's own."""
+    args = build_parser().parse_args(argv)
+    with one_line_errors(), tempfile.TemporaryDirectory() as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder  # uploads end with the program
+        page = Page(*explore(args.weights)).blocks()
+        print(f"The page: http://{args.host}:{args.port}  (Ctrl-C ends it)", flush=True)
+        launch(page, args.host, args.port, not args.no_browser)
+
+
+if __name__ == "__main__":
+    main()
