@@ -7,6 +7,7 @@ python demo.py -w out/trained_model.h5 --port 8000 --no_browser
 
 import os
 import tempfile
+import threading
 
 from capsnet.command_line import Parser, begin, one_line_errors
 
@@ -48,8 +49,8 @@ from capsnet.data import load_mnist
 from capsnet.explorer import Explorer
 from capsnet.page import Page, launch
 
-MISREAD = (1247, 2130)
-"""Of the examples: test images that the shipped network reads wrong."""
+HARD = (582, 659, 1901)
+"""Test images, of which the shipped network reads none right."""
 
 
 def explore(weights):
@@ -74,16 +75,21 @@ def explore(weights):
     _, test = load_mnist() if digits else (None, None)
     explorer = Explorer(models, about, capsulenet.predict, test)
     explorer.warm_up()
-    return explorer, examples_of(test) if digits else [], os.path.basename(weights)
+    examples = examples_of(test, explorer) if digits else []
+    return explorer, examples, f"Weights: {os.path.basename(weights)}"
 
 
-def examples_of(test):
-    """Return one test image of each digit, and a few that are misread, with captions."""
+def examples_of(test, explorer):
+    """Return a test image of each digit, and a few that are hard, with captions."""
     x, y = test
     true = y.argmax(1)
-    first = [int((true == digit).argmax()) for digit in range(10)]
-    shown = [(x[n], f"{true[n]}") for n in first]
-    return shown + [(x[n], f"{true[n]}, misread") for n in MISREAD]
+    chosen = [*(int((true == digit).argmax()) for digit in range(10)), *HARD]
+    examples = []
+    for n in chosen:
+        read = explorer.answer(x[n], "").chosen
+        caption = f"{true[n]}" if read == true[n] else f"{true[n]} as {read}"
+        examples.append((x[n], caption))
+    return examples
 
 
 def main(argv=None):
@@ -91,8 +97,10 @@ def main(argv=None):
     args = build_parser().parse_args(argv)
     with one_line_errors(), tempfile.TemporaryDirectory() as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # uploads end with the program
-        page = Page(*explore(args.weights)).blocks()
+        explorer, examples, told = explore(args.weights)
+        page = Page(explorer, examples, told).blocks()
         print(f"The page: http://{args.host}:{args.port}  (Ctrl-C ends it)", flush=True)
+        threading.Thread(target=explorer.learn_names, daemon=True).start()
         launch(page, args.host, args.port, not args.no_browser)
 
 

@@ -97,7 +97,13 @@ class Explorer:
         if self.has_decoder:
             capsules = self.capsules(image)
             self.turned(capsules, 0, np.zeros(self.dim))
-            self.named(capsules, 0)
+            self.pairs(capsules, 0)
+
+    def learn_names(self):
+        """Measure what the dimensions of all classes change, which takes seconds."""
+        if self.has_decoder and self.test is not None:
+            for chosen in range(len(self.names)):
+                self.named(None, chosen)
 
     def read(self, picture):
         """Answer a picture, fitted as `--predict` does it.

@@ -19,7 +19,8 @@ CSS = """
   border: 2px solid currentColor; border-radius: 1rem; font-weight: 700; }
 .capsnet table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; }
 .capsnet caption { text-align: left; padding: 0 0 .3rem; font-weight: 600; }
-.capsnet th, .capsnet td { border: 0; padding: .12rem .4rem .12rem 0; text-align: left;
+.capsnet table, .capsnet tr { border: 0 !important; }
+.capsnet th, .capsnet td { border: 0 !important; padding: .12rem .4rem .12rem 0; text-align: left;
   font-size: .95rem; font-weight: 400; overflow-wrap: anywhere; }
 .capsnet tr.longest th, .capsnet tr.longest td { font-weight: 700; }
 .capsnet td.track { width: 60%; min-width: 5rem; }
@@ -33,6 +34,10 @@ CSS = """
 .capsnet img { image-rendering: pixelated; border: 1px solid var(--line); display: block;
   max-width: 100%; height: auto; margin: 0; }
 .capsnet .pair { display: flex; gap: 2px; }
+button.selected[role="tab"], button[role="tab"] { color: var(--body-text-color) !important; }
+button.selected[role="tab"] { font-weight: 700; }
+#digits .grid-container { grid-template-columns: repeat(auto-fill, minmax(5rem, 1fr)) !important;
+  grid-template-rows: none !important; }
 .capsnet h3 { margin: 0 0 .4rem; font-size: 1rem; color: var(--body-text-color); }
 """
 
@@ -118,7 +123,7 @@ def verdict(answer, names):
         f"<strong>{html.escape(names[second])}</strong>.",
         "unsure": f"Perhaps {first}; few training images are as strange as this.",
     }[answer.verdict]
-    word = f'<span class="word">{answer.verdict}</span>'
+    word = f'<span class="word">{answer.verdict}</span> '
     return framed(f'<p role="status">{word}{text}</p>')
 
 

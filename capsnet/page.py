@@ -229,8 +229,9 @@ class Page:
                     for image, caption in self.examples
                 ],
                 label="Or choose a test digit",
-                columns=len(self.examples),
-                height=130,
+                elem_id="digits",
+                columns=7,
+                height="auto",
                 allow_preview=False,
                 interactive=False,
                 buttons=[],
@@ -301,7 +302,17 @@ def launch(page, host, port, browser=False, **how):
     Returns:
         What that returns.
     """
-    font = ["system-ui", "sans-serif"]
+    dim = {
+        "body_text_color_subdued": "*neutral_600",
+        "block_label_text_color": "*neutral_700",
+    }
+    dim |= {"body_text_color_subdued_dark": "*neutral_300"}
+    dim |= {"block_label_text_color_dark": "*neutral_200"}
+    font = {
+        "font": ["system-ui", "sans-serif"],
+        "font_mono": ["ui-monospace", "monospace"],
+    }
+    theme = gr.themes.Default(primary_hue="blue", **font)
     return page.launch(
         server_name=host,
         server_port=port,
@@ -315,7 +326,7 @@ def launch(page, host, port, browser=False, **how):
         max_file_size=LARGEST_UPLOAD,
         max_threads=16,
         state_session_capacity=VISITORS,
-        theme=gr.themes.Default(font=font, font_mono=["ui-monospace", "monospace"]),
+        theme=theme.set(**dim),
         css=markup.CSS,
         quiet=True,
         **how,

@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 from matplotlib import colormaps
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from capsnet import options, pictures
 
@@ -97,7 +97,7 @@ def at_places(capsules, coefficients, places):
 
 
 def laid_over(image, by_place, scale, extent=None, side=168):
-    """Lay coefficients over an image, as `plot_routing` does, without its axes.
+    """Lay coefficients over an image, within the frame of where input capsules look.
 
     Args:
         image: array `(height, width, channels)`, in [0, 1].
@@ -114,16 +114,18 @@ def laid_over(image, by_place, scale, extent=None, side=168):
     size = [max(1, round(times * n)) for n in (width, height)]
     low, high = scale
     shares = np.clip((by_place - low) / max(high - low, 1e-12), 0, 1)
-    colours = np.uint8(255 * colormaps["inferno"](shares)[..., :3])
+    colours = colormaps["plasma"](shares)
+    colours[..., 3] = 0.1 + 0.7 * shares  # what sends little hides little
     left, right, bottom, top = extent or (-0.5, width - 0.5, height - 0.5, -0.5)
     corners = [round(times * (n + 0.5)) for n in (left, top, right, bottom)]
     inside = (max(1, corners[2] - corners[0]), max(1, corners[3] - corners[1]))
     nearest = Image.Resampling.NEAREST
-    below = Image.fromarray(np.uint8(255 * np.clip(pictures._shown(image), 0, 1)))
-    below = below.convert("RGB").resize(size, nearest)
-    above = below.copy()
-    above.paste(Image.fromarray(colours).resize(inside, nearest), corners[:2])
-    return np.asarray(Image.blend(below, above, 0.6))
+    drawn = Image.fromarray(np.uint8(255 * np.clip(pictures._shown(image), 0, 1)))
+    drawn = drawn.resize(size, nearest).convert("RGBA")
+    places = Image.fromarray(np.uint8(255 * colours)).resize(inside, nearest)
+    drawn.alpha_composite(places, tuple(np.maximum(corners[:2], 0).tolist()))
+    ImageDraw.Draw(drawn).rectangle(corners, outline="#f0f921")
+    return np.asarray(drawn.convert("RGB"))
 
 
 def routed(model, images):
