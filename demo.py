@@ -23,7 +23,7 @@ def build_parser():
     parser = Parser(description="A page to draw on, for a capsule network.")
     add = parser.add_argument
     add("-w", "--weights", default=WEIGHTS, help="a file that a training wrote")
-    add("--port", default=7860, type=int, help="where the page is, from 1024 to 65535")
+    add("--port", default=7860, type=int, help="of the page; 0 finds a free one")
     add("--host", default="127.0.0.1", help="0.0.0.0 shows the page to the network too")
     add("--no_browser", action="store_true", help="do not open a browser")
     return parser
@@ -36,8 +36,8 @@ def check(args):
         OSError: if the weights are not there.
         ValueError: if the port can't be.
     """
-    if not 1024 <= args.port <= 65535:
-        raise ValueError(f"--port {args.port}: must be from 1024 to 65535")
+    if args.port and not 1024 <= args.port <= 65535:
+        raise ValueError(f"--port {args.port}: must be from 1024 to 65535, or 0")
     os.stat(args.weights)
 
 
@@ -99,9 +99,10 @@ def main(argv=None):
         os.environ["GRADIO_TEMP_DIR"] = folder  # uploads end with the program
         explorer, examples, told = explore(args.weights)
         page = Page(explorer, examples, told).blocks()
-        print(f"The page: http://{args.host}:{args.port}  (Ctrl-C ends it)", flush=True)
+        address = launch(page, args.host, args.port, not args.no_browser)
+        print(f"The page: {address}  (Ctrl-C ends it)", flush=True)
         threading.Thread(target=explorer.learn_names, daemon=True).start()
-        launch(page, args.host, args.port, not args.no_browser)
+        page.block_thread()
 
 
 if __name__ == "__main__":

@@ -120,6 +120,7 @@ watch('value', () => {  // what else is chosen wipes the canvas
   paint();
 });
 paint();
+canvas.dataset.ready = 'yes';
 """
 
 

@@ -21,9 +21,10 @@ CSS = """
 .capsnet caption { text-align: left; padding: 0 0 .3rem; font-weight: 600; }
 .capsnet table, .capsnet tr { border: 0 !important; }
 .capsnet th, .capsnet td { border: 0 !important; padding: .12rem .4rem .12rem 0; text-align: left;
-  font-size: .95rem; font-weight: 400; overflow-wrap: anywhere; }
+  font-size: .95rem; font-weight: 400; white-space: nowrap; }
+.capsnet th { overflow-wrap: anywhere; white-space: normal; min-width: 1.5rem; }
 .capsnet tr.longest th, .capsnet tr.longest td { font-weight: 700; }
-.capsnet td.track { width: 60%; min-width: 5rem; }
+.capsnet td.track { width: 60%; min-width: 4rem; }
 .capsnet .track div { background: var(--track); border-radius: 3px; height: .85rem; }
 .capsnet .track div div { background: var(--other); }
 .capsnet .longest .track div div { background: var(--bar); }

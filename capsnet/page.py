@@ -37,6 +37,11 @@ PRIVATE = {
 }
 """What all events have: no public interface, and few at a time, as they take turns."""
 
+ABOUT = (
+    "Each class has a capsule, a vector. Its length says how likely it is that the picture "
+    "shows the class, and its direction what that looks like. Lengths need not add up to "
+    "1: all may be short, or two long."
+)
 EMPTY = "Draw something, upload a picture, or choose one of the digits."
 NO_DECODER = (
     "These weights are of a network without a decoder: nothing could draw what a capsule "
@@ -131,13 +136,15 @@ class Page:
         changes = self.explorer.named(capsules, chosen)
         labels = [f"{d}: {change}" for d, change in enumerate(changes)]
         pairs = self.explorer.pairs(capsules, chosen)
-        heading = markup.said(
-            f"The {dim} dimensions of the capsule {self.names[chosen]}, each under what "
-            "it changes most from left to right."
+        heading = (
+            f"The {dim} dimensions of the capsule {self.names[chosen]}, each named "
         )
+        heading += "by what changes most from its left end to its right"
+        if self.explorer.test is not None:
+            heading += ", in standard deviations among test images"
         return (
             visit,
-            heading,
+            markup.said(f"{heading}."),
             self.turned(visit, *[0] * dim),
             gr.update(choices=[(label, d) for d, label in enumerate(labels)]),
             *[gr.update(label=label, value=0) for label in labels],
@@ -181,7 +188,7 @@ class Page:
 
     def blocks(self):
         """Return the page, `gr.Blocks`, whose queue is bounded."""
-        about = "# Capsules: draw, turn, watch\n\n" + self.told
+        about = f"# Capsules: draw, turn, watch\n\n{ABOUT} {self.told}"
         options = {"analytics_enabled": False, "delete_cache": (300, 600)}
         with gr.Blocks(title="Capsules: draw, turn, watch", **options) as page:
             gr.Markdown(about)
@@ -260,7 +267,9 @@ class Page:
                     value=0,
                     label="Dimension to play",
                 )
-                play, stop = gr.Button("Play"), gr.Button("Stop")
+                with gr.Row():
+                    play = gr.Button("Play", min_width=100)
+                    stop = gr.Button("Stop", min_width=100)
             with gr.Column(scale=5, min_width=300):
                 for d in range(dim):
                     if d % 2 == 0:
@@ -289,34 +298,34 @@ class Page:
         )
 
 
-def launch(page, host, port, browser=False, **how):
-    """Serve a page, on this machine alone unless told otherwise.
+def launch(page, host, port, browser=False):
+    """Serve a page, on this machine alone unless told otherwise, and return at once.
 
     Args:
         page: what `Page.blocks` returned.
         host: str. The address to listen at.
-        port: int. Likewise; None for one that is free.
+        port: int. Likewise; 0 for one that is free.
         browser: bool. Whether to open it. Defaults to False.
-        **how: other arguments of `gr.Blocks.launch`.
 
     Returns:
-        What that returns.
+        The address of the page, a str.
+
+    Raises:
+        OSError: if the port is taken.
     """
-    dim = {
-        "body_text_color_subdued": "*neutral_600",
-        "block_label_text_color": "*neutral_700",
-    }
-    dim |= {"body_text_color_subdued_dark": "*neutral_300"}
-    dim |= {"block_label_text_color_dark": "*neutral_200"}
-    font = {
-        "font": ["system-ui", "sans-serif"],
-        "font_mono": ["ui-monospace", "monospace"],
-    }
-    theme = gr.themes.Default(primary_hue="blue", **font)
-    return page.launch(
+    names = (
+        "body_text_color_subdued",
+        "block_label_text_color",
+        "block_title_text_color",
+    )
+    clear = {name: "*neutral_700" for name in names}
+    clear |= {f"{name}_dark": "*neutral_200" for name in names}
+    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["monospace"]}
+    _, address, _ = page.launch(
         server_name=host,
-        server_port=port,
+        server_port=port or None,
         inbrowser=browser,
+        prevent_thread_lock=True,
         share=False,
         ssr_mode=False,
         mcp_server=False,
@@ -326,8 +335,8 @@ def launch(page, host, port, browser=False, **how):
         max_file_size=LARGEST_UPLOAD,
         max_threads=16,
         state_session_capacity=VISITORS,
-        theme=theme.set(**dim),
+        theme=gr.themes.Default(primary_hue="blue", **fonts).set(**clear),
         css=markup.CSS,
         quiet=True,
-        **how,
     )
+    return address

@@ -1,7 +1,9 @@
 """What several test files call; their fixtures are in `conftest.py`."""
 
 import argparse
+import base64
 import csv
+import io
 import os
 import subprocess
 import sys
@@ -349,3 +351,10 @@ def with_h5(path, change):
 SCRIPT = "capsulenet-multi-gpu.py"
 # What a hostile name would do on a terminal: clear it, forge a row, turn the writing.
 HOSTILE = "\x1b[2J\x1b[Hbee\r\nbee  ape 0.999\u202e.png"
+
+
+def sent(picture):
+    """A Pillow image as the canvas of the page sends it."""
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
