@@ -120,7 +120,6 @@ watch('value', () => {  // what else is chosen wipes the canvas
   paint();
 });
 paint();
-canvas.dataset.ready = 'yes';
 """
 
 

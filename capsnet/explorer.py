@@ -142,7 +142,7 @@ class Explorer:
         Returns:
             An array `(height, width, channels)`, in [0, 1].
         """
-        amounts = np.nan_to_num(np.asarray(amounts, "float32"))
+        amounts = np.nan_to_num(np.asarray(amounts, "float64"))
         amounts = np.clip(amounts, MANIPULATIONS[0], MANIPULATIONS[-1])
         return self._decoded(np.array([capsules[chosen] + amounts]), chosen)[0]
 

@@ -120,8 +120,8 @@ def verdict(answer, names):
         "one": f"It shows one thing that the network knows: {first}.",
         "none": "It shows nothing that the network knows; nearest, but not near, is "
         f"{first}.",
-        "two": f"It shows two at once: {first} and "
-        f"<strong>{html.escape(names[second])}</strong>.",
+        "two": "It shows two things at once; the longest capsules are "
+        f"{first} and <strong>{html.escape(names[second])}</strong>.",
         "unsure": f"Perhaps {first}; few training images are as strange as this.",
     }[answer.verdict]
     word = f'<span class="word">{answer.verdict}</span> '

@@ -215,6 +215,9 @@ class Page:
                 watching.select(self.watched, visit, routing, **PRIVATE)
             for other in (tab, watching):
                 other.select(lambda: gr.Timer(active=False), None, timer, **PRIVATE)
+            page.load(
+                None, js="() => { document.body.dataset.ready = 'yes'; }", **PRIVATE
+            )
         page.queue(max_size=WAITING, api_open=False, default_concurrency_limit=4)
         return page
 

@@ -13,7 +13,8 @@ from capsnet.explorer import Answer, Iteration
 WORDS = {
     "one": "shows one thing that the network knows: <strong>b</strong>.",
     "none": "nothing that the network knows",
-    "two": "two at once: <strong>b</strong> and <strong>c</strong>.",
+    "two": "two things at once; the longest capsules are <strong>b</strong> and "
+    "<strong>c</strong>.",
     "unsure": "Perhaps <strong>b</strong>",
     None: "have no thresholds",
 }
