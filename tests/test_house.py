@@ -17,8 +17,9 @@ FILES = {
 TREES = {name: ast.parse(path.read_text()) for name, path in FILES.items()}
 
 FLOORS = [
-    {"main", "reproduce", "utils", "capsulenet-multi-gpu", "capsnet.__main__"},
-    {"capsulenet"},
+    {"demo", "main", "reproduce", "utils", "capsulenet-multi-gpu", "capsnet.__main__"},
+    {"capsulenet", "capsnet.page"},
+    {"capsnet.explorer"},
     {"capsnet.own_pictures", "capsnet.dimensions", "capsnet.routes"},
     {"capsnet.training"},
     {"capsnet.networks"},

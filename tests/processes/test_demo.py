@@ -21,7 +21,7 @@ if BROWSER is None and os.environ.get("CAPSNET_BROWSER") != "required":
 
 from playwright.sync_api import expect, sync_playwright
 
-expect.set_options(timeout=20_000)
+expect.set_options(timeout=60_000)  # milliseconds; machines are shared
 
 DIGITS = {  # strokes, as parts of the canvas
     "0": [[(0.5, 0.15), (0.3, 0.3), (0.27, 0.5), (0.33, 0.75), (0.5, 0.85)]
@@ -89,6 +89,7 @@ def visit(browser, address):
         view = {"width": width, "height": height}
         contexts.append(browser.new_context(viewport=view, **how))
         contexts[-1].route("**/*", look)
+        contexts[-1].set_default_timeout(60_000)
         page = contexts[-1].new_page()
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on(
