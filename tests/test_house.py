@@ -19,7 +19,7 @@ TREES = {name: ast.parse(path.read_text()) for name, path in FILES.items()}
 FLOORS = [
     {"demo", "main", "reproduce", "utils", "capsulenet-multi-gpu", "capsnet.__main__"},
     {"capsulenet", "capsnet.page"},
-    {"capsnet.explorer"},
+    {"capsnet.explorer", "capsnet.canvas", "capsnet.markup"},
     {"capsnet.own_pictures", "capsnet.dimensions", "capsnet.routes"},
     {"capsnet.training"},
     {"capsnet.networks"},
