@@ -43,7 +43,7 @@ _CSS = """
 canvas { width: 100%; aspect-ratio: 1; background: #fff; border: 2px solid #6b7280;
   border-radius: .5rem; touch-action: none; cursor: crosshair; display: block; }
 .tools { display: flex; gap: .5rem; margin-top: .5rem; align-items: center; }
-button { flex: 1; padding: .5rem; border-radius: .5rem; cursor: pointer; font: inherit;
+button { flex: 1; margin: 0; padding: .5rem; border-radius: .5rem; cursor: pointer; font: inherit;
   border: 1px solid #6b7280; background: var(--button-secondary-background-fill);
   color: var(--body-text-color); }
 button:focus-visible, canvas:focus-visible { outline: 3px solid #2563eb; }
