@@ -12,7 +12,8 @@ import reproduce
 
 with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as file:
     README = file.read()
-PAGES = ["README.md", *(f"docs/{name}" for name in sorted(os.listdir(f"{ROOT}/docs")))]
+TEXTS = [n for n in sorted(os.listdir(f"{ROOT}/docs")) if n.endswith((".md", ".ipynb"))]
+PAGES = ["README.md", *(f"docs/{name}" for name in TEXTS)]
 
 
 def page(name):
