@@ -62,7 +62,8 @@ function paint() {
   for (const stroke of strokes) {
     pen.strokeStyle = stroke.colour;
     pen.beginPath();
-    pen.moveTo(...stroke.points[0]);
+    const [x, y] = stroke.points[0];
+    pen.moveTo(x + 0.01, y);  // a line without length would not be drawn
     for (const point of stroke.points) pen.lineTo(...point);
     pen.stroke();
   }

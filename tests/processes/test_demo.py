@@ -181,6 +181,12 @@ def test_the_lengths_move_while_one_draws(page):
     page.mouse.up()
 
 
+def test_a_dot_is_drawn(page):
+    clear(page)
+    page.get_by_role("img", name="Canvas").click()
+    expect(page.get_by_text("inverted, centred")).to_be_visible()
+
+
 def test_an_example_is_read_and_wipes_the_canvas(page):
     draw(page, "1")
     expect(winner(page)).to_have_text("1")
