@@ -40,7 +40,13 @@ from capsnet.errors import HostLost, Interrupted
 from capsnet.files import make_save_dir
 from capsnet.inference import images_at_once, outputs_of, predict_in_batches
 from capsnet.machine import set_allocator
-from capsnet.networks import EfficientCapsNet, PhotoCapsNet, class_capsules, trio
+from capsnet.networks import (
+    EfficientCapsNet,
+    PhotoCapsNet,
+    class_capsules,
+    of_pairs,
+    trio,
+)
 from capsnet.options import check_options
 from capsnet.pictures import (
     combine_images,
@@ -49,6 +55,7 @@ from capsnet.pictures import (
     save_image,
     show_test,
 )
+from capsnet.several import ExactSet
 from capsnet.training import fit, recipe, resources, start
 from capsnet.training.optimizers import OPTIMIZERS, optimizer
 from capsnet.training.resources import describe, step_memory
@@ -192,7 +199,8 @@ def compile_model(model, args, steps=1):
     """Compile a training model with the optimizer, the losses and the metric.
 
     The classes are trained by the margin loss, those of a network without capsules by
-    cross-entropy; the images, if the model gives any, by the squared error.
+    cross-entropy; the images, if the model gives any, by the squared error, that of pairs
+    by the sum of both.
 
     Args:
         model: the training model of `CapsNet`, or a classifier.
@@ -200,13 +208,16 @@ def compile_model(model, args, steps=1):
             `train`.
         steps: int. Steps an epoch. Defaults to 1.
     """
-    of_classes = MarginLoss() if has_capsules(model) else "categorical_crossentropy"
+    kind = "categorical" if args.shown == "one" else "binary"
+    of_classes = MarginLoss() if has_capsules(model) else f"{kind}_crossentropy"
     outputs = len(model.outputs)
+    weight = args.lam_recon * (2 if args.shown == "two" else 1)
+    exact = "accuracy" if args.shown == "one" else ExactSet(args.shown)
     model.compile(
         optimizer(args, steps),
         loss=[of_classes, "mse"][:outputs],
-        loss_weights=[1.0, args.lam_recon][:outputs],
-        weighted_metrics=[["accuracy"], []][:outputs],
+        loss_weights=[1.0, weight][:outputs],
+        weighted_metrics=[[exact], []][:outputs],
         jit_compile=resources.jit_compile(model),
         steps_per_execution=resources.steps_per_execution(steps),
     )
@@ -246,7 +257,9 @@ def train(model, data, args, signals=False):
         capsnet.errors.HostLost: if another host is gone.
         Exception: whatever else Keras raises while it trains.
     """
-    fit.run(model, data, options.complete(args), compile_model, signals)
+    args = options.complete(args)
+    trained = of_pairs(model) if options.are_paired(args) else model
+    fit.run(trained, data, args, compile_model, signals)
     return model
 
 

@@ -21,6 +21,7 @@ import csv
 import datetime
 import importlib
 import io
+import math
 import os
 import platform
 import statistics
@@ -32,7 +33,14 @@ from capsnet.command_line import (
     build_parser,
     one_line_errors,
 )
-from capsnet.options import DEFAULTS, OPTIONS, PICTURES, TESTING
+from capsnet.options import (
+    DEFAULTS,
+    OPTIONS,
+    PICTURES,
+    TESTING,
+    are_paired,
+    complete,
+)
 
 Variant = collections.namedtuple(
     "Variant",
@@ -181,7 +189,7 @@ from keras import layers
 
 import capsulenet
 from capsnet import data as datasets
-from capsnet import weights
+from capsnet import several, weights
 from capsnet.files import write_text
 from capsnet.numerics import on_cpu
 from capsnet.training import devices
@@ -221,16 +229,17 @@ def load(args):
 
     With `--held_out` it is the training part alone, cut in two.
     """
-    names = ("image_size", "color", "test_share")
-    given = {name: args.given[name] for name in names if name in args.given}
-    data = datasets.load(args.dataset, **given)
+    wanted = complete(argparse.Namespace(**{**args.given, "dataset": args.dataset}))
+    data = datasets.load_for(wanted)
     x, y = data.train
     order = np.random.default_rng(0).permutation(len(x))[: args.images or None]
     if not args.held_out:
         return data._replace(train=(x[order], y[order])) if args.images else data
     held_out = min(HELD_OUT, len(order) // 4)
-    parts = ((x[part], y[part]) for part in (order[held_out:], order[:held_out]))
-    return datasets.Data(*parts, data.class_names)
+    train, test = ((x[p], y[p]) for p in (order[held_out:], order[:held_out]))
+    if are_paired(wanted):
+        test = datasets.paired(*test, shift=wanted.overlap_shift)
+    return datasets.Data(train, test, data.class_names)
 
 
 def run_options(args, variant, seed):
@@ -300,6 +309,8 @@ def run(args, variant, seed, data):
     """
     options = run_options(args, variant, seed)
     options.class_names = data.class_names
+    if are_paired(options):
+        options.lam_recon *= math.prod(data.train[0].shape[1:]) / 784
     print(
         f"{variant}, recipe {args.recipe}, seed {seed}: {options.save_dir}", flush=True
     )
@@ -313,8 +324,11 @@ def run(args, variant, seed, data):
     if len(log) < options.epochs:
         return None
     x_test, y_test = data.test
-    predicted, _, _ = capsulenet.predict(eval_model, x_test)
-    wrong = int(np.sum(predicted != y_test.argmax(1)))
+    _, lengths, _ = capsulenet.predict(eval_model, x_test)
+    kind = datasets.shown(y_test, are_paired(options))
+    wrong = int(
+        np.sum(~keras.ops.convert_to_numpy(several.right(y_test, lengths, kind)))
+    )
     return key(args, variant, seed) | {
         "error": f"{100 * wrong / len(y_test):.3f}",
         "wrong": wrong,

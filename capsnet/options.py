@@ -14,7 +14,7 @@ import os
 
 from capsnet.option import Option, digit, image_size
 
-NAMED_SETS = ("mnist", "fashion_mnist", "cifar10")
+NAMED_SETS = ("mnist", "fashion_mnist", "cifar10", "multimnist")
 """Data sets that are known by name."""
 
 MODELS = ("capsnet", "photo", "efficient")
@@ -62,6 +62,27 @@ OPTIONS = (
         "share of a folder's pictures kept for the test, without train/ and test/",
         DATA,
         rule=(lambda value: 0 < value < 1, "above 0 and below 1"),
+    ),
+    Option(
+        "pairs",
+        False,
+        "overlap each image of a grey data set with one of another class",
+        DATA,
+    ),
+    Option(
+        "overlap_shift",
+        6,
+        "pixels that each of the two moves at most; the paper's text has 4",
+        DATA,
+        rule=_AT_LEAST_0,
+    ),
+    Option(
+        "test_size",
+        10_000,
+        "test pictures where they are composed",
+        DATA,
+        rule=_AT_LEAST_1,
+        decides=False,
     ),
     Option("epochs", 50, "epochs to train", TRAINING, rule=_AT_LEAST_1),
     Option("batch_size", 100, "images a step", TRAINING, rule=_AT_LEAST_1),
@@ -282,6 +303,7 @@ OPTIONS = (
     ),
     # What `train` and `test` take besides, and this command line has no flags for.
     *(Option(name, None, decides=False) for name in _OPEN),
+    Option("shown", "one", decides=False),  # classes of a picture, see `data.shown`
     Option("log_interval", 0, decides=False),
     Option("threads", 1, decides=False),
     Option("keep_checkpoints", 2, decides=False),
@@ -305,6 +327,11 @@ def complete(args):
         if getattr(args, name) is not None:
             setattr(args, name, os.fspath(getattr(args, name)))
     return args
+
+
+def are_paired(args):
+    """Whether the pictures are of two overlapped images."""
+    return args.pairs or args.dataset == "multimnist"
 
 
 def class_names(args, n_class):

@@ -10,9 +10,11 @@ import keras
 import numpy as np
 
 from capsnet.data.arrays import Data, from_arrays, load_npz
+from capsnet.data.batches import check_can_be_paired
 from capsnet.data.folders import load_folder
+from capsnet.data.pairs import pad, paired
 from capsnet.files import keras_home
-from capsnet.options import check_dataset
+from capsnet.options import are_paired, check_dataset
 
 MNIST_PATH = str(pathlib.Path(__file__).parents[2] / "data" / "mnist.npz")
 """The MNIST that a clone of this project has beside its package."""
@@ -37,7 +39,15 @@ _CIFAR10 = (
 )
 
 
-def load(name, image_size=None, color="auto", test_share=0.2, seed=0):
+def load(
+    name,
+    image_size=None,
+    color="auto",
+    test_share=0.2,
+    seed=0,
+    overlap=None,
+    test_size=10_000,
+):
     """Load a data set by its name, from a folder of pictures, or from an `.npz` file.
 
     Args:
@@ -47,15 +57,40 @@ def load(name, image_size=None, color="auto", test_share=0.2, seed=0):
         color: `"auto"`, `"gray"` or `"rgb"`, for a folder.
         test_share: float. Share of a folder's pictures that are kept for the test.
         seed: int. Draws those.
+        overlap: int, optional. Images get a margin, and the test is of pairs that are
+            moved by at most so many pixels, see `paired`.
+        test_size: int. Of so many pairs. Defaults to 10,000.
 
     Returns:
-        A `Data`.
+        A `Data`; its `test` is a `capsnet.data.Pairs` if there is an `overlap`.
 
     Raises:
         OSError: if a file can't be read.
-        ValueError: if it is no data set; the message says what is wrong.
+        ValueError: if it is no data set, or can't be paired; the message says why.
     """
-    if name == "mnist":
+    data = _load(name, image_size, color, test_share, seed)
+    if overlap is None:
+        return data
+    (x_train, y_train), (x_test, y_test) = data.train, data.test
+    check_can_be_paired(x_train, y_train)
+    test = paired(pad(x_test), y_test, test_size, overlap)
+    return Data((pad(x_train), y_train), test, data.class_names)
+
+
+def load_for(args):
+    """Load the data set that the command line asks for, a namespace with all options."""
+    return load(
+        args.dataset,
+        args.image_size,
+        args.color,
+        args.test_share,
+        overlap=args.overlap_shift if are_paired(args) else None,
+        test_size=args.test_size,
+    )
+
+
+def _load(name, image_size, color, test_share, seed):
+    if name in ("mnist", "multimnist"):
         return Data(*load_mnist(), tuple("0123456789"))
     if name == "fashion_mnist":
         return _load_fashion_mnist()

@@ -2,12 +2,13 @@
 
 from capsnet.networks.efficient import EfficientCapsNet
 from capsnet.networks.photo import PhotoCapsNet, residual_stem
-from capsnet.networks.trio import class_capsules, trio
+from capsnet.networks.trio import class_capsules, of_pairs, trio
 
 __all__ = [
     "EfficientCapsNet",
     "PhotoCapsNet",
     "class_capsules",
+    "of_pairs",
     "residual_stem",
     "trio",
 ]

@@ -8,7 +8,7 @@ References:
 import math
 
 import keras
-from keras import layers
+from keras import layers, ops
 
 from capsulelayers import CapsuleLayer, Length, Mask, full_dtype
 
@@ -76,6 +76,30 @@ def trio(x, digitcaps, decoder=True, most=None, name=None):
     masked_noised_y = Mask(dtype=full)([noised_digitcaps, y])
     manipulate_model = keras.Model([x, y, noise], decoded(masked_noised_y), name=name)
     return train_model, eval_model, manipulate_model
+
+
+def of_pairs(model):
+    """Make the training model of pictures that show two classes, each drawn alone.
+
+    The decoder runs once for each of the two, on its capsule (Sabour et al. 2017,
+    section 6).
+
+    Args:
+        model: the training model of a trio, whose layers and weights it shares.
+
+    Returns:
+        A model of `[images, labels (B, 2, n_class)]` to `[lengths (B, n_class),
+        reconstructions (B, 2, height, width, channels)]`; without a decoder `model`.
+    """
+    if len(model.outputs) == 1:
+        return model
+    x, y = model.inputs
+    labels = layers.Input(shape=(2, y.shape[1]))
+    capsules, decoder = (model.get_layer(n) for n in ("digitcaps", "decoder"))
+    mask = Mask(dtype=full_dtype())
+    drawn = [decoder(mask([capsules.output, labels[:, i]])) for i in (0, 1)]
+    outputs = [model.outputs[0], ops.stack(drawn, axis=1)]
+    return keras.Model([x, labels], outputs, name=model.name)
 
 
 def _decoder(image_shape, size, most):

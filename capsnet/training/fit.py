@@ -86,7 +86,9 @@ def _finish(model, args, end, batches):
         return
     weights = os.path.join(args.save_dir, "trained_model.h5")
     kept = _kept_with_weights(model, args)
-    if has_capsules(model) and devices.replicas() == 1:
+    if args.shown != "one":
+        kept["thresholds"] = verdict.of_several(args.shown)
+    elif has_capsules(model) and devices.replicas() == 1:
         kept["thresholds"] = verdict.learned(model, batches, args.epochs)
     save_weights(model, weights, kept)
     print(f"Trained model saved to {weights}")
@@ -101,6 +103,7 @@ def _fit(model, data, args, compile_model, watching):
     if args.seed is None:
         args.seed = devices.draw_seed()
     batches, validation_batches = _batches(model, data, args)
+    args.shown = datasets.shown(data[0][1], options.are_paired(args))
     compile_model(model, args, len(batches))
     resources.check_step(model, batches.batch_size)
     print(resources.describe(model, batches.batch_size))
@@ -141,6 +144,12 @@ def _fit(model, data, args, compile_model, watching):
 def _batches(model, data, args):
     """The batches of training and validation."""
     train, validation = data
+    overlap, digits = None, None
+    if options.are_paired(args):
+        overlap = args.overlap_shift
+        if not isinstance(validation, datasets.Pairs):
+            validation = datasets.paired(*validation, shift=overlap)
+        digits = validation.labels, validation.digits
     shared = {
         "devices": devices.replicas(),
         "share": devices.host(),
@@ -160,9 +169,13 @@ def _batches(model, data, args):
         brightness=args.brightness,
         tint=args.tint,
         balance=args.balance == "yes",
+        overlap=overlap,
         **shared,
     ), datasets.ValidationBatches(
-        *validation, args.test_batch_size or args.batch_size, **shared
+        *validation,
+        args.test_batch_size or args.batch_size,
+        digits=digits,
+        **shared,
     )
 
 
@@ -262,7 +275,8 @@ def callbacks_of(model, args, batches, start, checkpoint, x_test):
                 write_graph=False,
             )
         )
-        if args.draw_reconstructions and devices.replicas() == 1:
+        drawn = args.draw_reconstructions and not options.are_paired(args)
+        if drawn and devices.replicas() == 1:
             used.append(callbacks.Reconstructions(x_test[:10], args.save_dir))
     else:
         print(
@@ -275,10 +289,9 @@ def callbacks_of(model, args, batches, start, checkpoint, x_test):
 def _some_lengths(model, batches):
     """Capsule lengths of 100 to 199 training images, no more at once than in a step."""
     some = slice(None, None, max(1, len(batches.x) // 100))
-    inputs = [ops.convert_to_numpy(a[some]) for a in (batches.x, batches.y)]
     at_once = min(batches.batch_size, images_at_once(model))
-    outputs = predict_in_batches(model, inputs[: len(model.inputs)], at_once)
-    return outputs[0] if len(model.outputs) > 1 else outputs
+    lengths = keras.Model(model.inputs[0], model.outputs[0])
+    return predict_in_batches(lengths, [ops.convert_to_numpy(batches.x[some])], at_once)
 
 
 def _draw_epoch(model, batches, seed, epoch):
