@@ -63,7 +63,8 @@ class Prediction(
         verdicts: str array `(n,)` of `one`, `none`, `two` and `unsure`; None where no
             thresholds were given.
         strangeness: float array `(n,)`, likewise: with 2, one in 100 training images is
-            at least as strange, with 3 one in 1,000.
+            at least as strange, with 3 one in 1,000. None of a network that was trained
+            on pictures of several classes, whose verdicts count its long capsules.
     """
 
     verdicts = strangeness = None

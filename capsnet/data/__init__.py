@@ -1,5 +1,6 @@
 """Data sets, from files to batches."""
 
+from capsnet.data.affine import Bent, bent
 from capsnet.data.arrays import Data, is_class_name, load_npz
 from capsnet.data.batches import TrainingBatches, ValidationBatches, shows_several
 from capsnet.data.changes import inverse_transforms, shift_images, transform_images
@@ -9,10 +10,12 @@ from capsnet.data.pairs import Pairs, pad, paired, shown
 from capsnet.data.sets import load, load_for, load_mnist
 
 __all__ = [
+    "Bent",
     "Data",
     "Pairs",
     "TrainingBatches",
     "ValidationBatches",
+    "bent",
     "fit_and_tell",
     "fit_picture",
     "inverse_transforms",

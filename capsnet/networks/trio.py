@@ -124,3 +124,23 @@ def _decoder(image_shape, size, most):
         ],
         name="decoder",
     )
+
+
+def start_as_the_authors(models):
+    """Set weights to what they start from in `research/capsules` of Sarasra/models.
+
+    Args:
+        models: the trio of `capsulenet.CapsNet`, with a bias of the class capsules.
+
+    Returns:
+        `models`.
+    """
+    # What the second convolution gives is shared out there, to as many channels.
+    channels = models[0].get_layer("primarycap_conv2d").filters
+    channels /= models[0].get_layer("primarycap_reshape").target_shape[-1]
+    deviations = {"conv1": 0.05, "primarycap_conv2d": 0.1 / channels, "digitcaps": 0.1}
+    for name, stddev in deviations.items():
+        kernel, bias = models[0].get_layer(name).weights
+        kernel.assign(keras.initializers.TruncatedNormal(stddev=stddev)(kernel.shape))
+        bias.assign(keras.initializers.Constant(0.1)(bias.shape))
+    return models

@@ -1,7 +1,9 @@
 """One training: batches, callbacks, checkpoints, and how it ends."""
 
 import contextlib
+import csv
 import importlib.util
+import io
 import os
 import signal
 
@@ -79,12 +81,17 @@ def run(model, data, args, compile_model, signals=False):
             raise Interrupted(interruption.number)
 
 
+def trained(args):
+    """Return where the weights of a training lie that has ended."""
+    return os.path.join(args.save_dir, "trained_model.h5")
+
+
 def _finish(model, args, end, batches):
     """Write the trained model and the curves, or say that the training is paused."""
     if end < args.epochs:
         print(f"Paused after epoch {end} of {args.epochs}; --resume goes on")
         return
-    weights = os.path.join(args.save_dir, "trained_model.h5")
+    weights = trained(args)
     kept = _kept_with_weights(model, args)
     if args.shown != "one":
         kept["thresholds"] = verdict.of_several(args.shown)
@@ -122,6 +129,9 @@ def _fit(model, data, args, compile_model, watching):
             )
     if args.pause_after:
         end = min(end, begin + args.pause_after)
+    log = csv.DictReader(io.StringIO(checkpoint["log"])) if checkpoint else ()
+    until = callbacks.Until(args.until, _monitor(model), list(log))
+    end = begin if until.reached else end
     used = callbacks_of(model, args, batches, start, checkpoint, data[1][0])
     if host == 0 and checkpoint is None:  # now that nothing can be refused any more
         folder.set_aside(args.save_dir)
@@ -133,12 +143,17 @@ def _fit(model, data, args, compile_model, watching):
             verbose=args.verbose,
             shuffle=False,  # the batches bring their own order
             validation_data=validation_batches,
-            callbacks=[*used, *watching],
+            callbacks=[*used, until, *watching],
         )
     except ValueError as error:
         error.add_note(DEFECT)
         raise
-    return end, batches
+    return args.epochs if until.reached else end, batches
+
+
+def _monitor(model):
+    """What the log calls the accuracy that tells how good an epoch is."""
+    return "val_capsnet_accuracy" if len(model.outputs) > 1 else "val_accuracy"
 
 
 def _batches(model, data, args):
@@ -250,7 +265,6 @@ def callbacks_of(model, args, batches, start, checkpoint, x_test):
     last = [callbacks.AveragedWeights()] if args.ema else []
     if devices.host()[0] > 0:  # the first host writes
         return used + last
-    monitor = "val_capsnet_accuracy" if len(model.outputs) > 1 else "val_accuracy"
     used += [
         callbacks.EpochSeconds(),
         checkpoints.Checkpoints(
@@ -259,7 +273,7 @@ def callbacks_of(model, args, batches, start, checkpoint, x_test):
             start,
             args.keep_checkpoints,
             checkpoint,
-            monitor,
+            _monitor(model),
         ),
     ]
     used.append(callbacks.NoBetterThanGuessing(batches.commonest))
