@@ -13,8 +13,8 @@ import os
 import numpy as np
 from matplotlib.figure import Figure
 
+from capsnet import pictures
 from capsnet.files import write_text
-from capsnet.pictures import save_figure
 
 BINS = 8
 """Points of a curve."""
@@ -93,7 +93,7 @@ def plot_curves(rows, path):
     figure.suptitle(
         "digits that are bent (synthetic affNIST), by networks that saw none"
     )
-    save_figure(figure, path)
+    pictures.save_figure(figure, path)
 
 
 def plot_digits(before, after, path):
@@ -112,4 +112,4 @@ def plot_digits(before, after, path):
     for axes, pair in zip(figure.axes, zip(before, after)):
         axes.imshow(np.concatenate(pair)[..., 0], cmap="gray", vmin=0, vmax=1)
     figure.suptitle("test digits, upright and below as they are tested", fontsize=10)
-    save_figure(figure, path)
+    pictures.save_figure(figure, path)

@@ -14,11 +14,10 @@ import numpy as np
 from keras import ops
 from matplotlib.figure import Figure
 
-from capsnet import options, several
+from capsnet import options, pictures, several
 from capsnet.data import Pairs
 from capsnet.errors import printable
 from capsnet.inference import predict_in_batches
-from capsnet.pictures import draw_images, save_figure
 
 COLUMNS = 8
 """Pictures in a row of `multimnist.png`."""
@@ -137,7 +136,7 @@ def _draw_several(reader, data, capsules, told, is_right, names, args):
         "as predicted);\nbelow each what the network draws from their capsules"
     )
     path = os.path.join(args.save_dir, "real_and_recon.png")
-    draw_images([x[some], drawn], titles, heading, path)
+    pictures.draw_images([x[some], drawn], titles, heading, path)
     print(f"Reconstructed images are saved to {path}")
 
 
@@ -224,4 +223,4 @@ def plot_pairs(columns, path):
             for axes, one, colour, name in zip(of_column[2:], drawn, COLOURS, asked):
                 axes.imshow(np.clip(one * colour, 0, 1))
                 axes.set_xlabel(name, fontsize=9, parse_math=False)
-    save_figure(figure, path)
+    pictures.save_figure(figure, path)

@@ -157,5 +157,6 @@ def two_classes(tmp_path_factory):
 def figures(monkeypatch):
     """The figures that would be saved, in order."""
     figures = []
-    monkeypatch.setattr(pictures, "_save", lambda figure, path: figures.append(figure))
+    kept = lambda figure, path: figures.append(figure)
+    monkeypatch.setattr(pictures, "save_figure", kept)
     return figures
