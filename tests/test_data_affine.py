@@ -1,4 +1,4 @@
-import builtins
+import importlib
 
 import numpy as np
 import pytest
@@ -131,13 +131,9 @@ def test_files_that_are_none_are_refused_in_one_line(tmp_path, monkeypatch):
     with pytest.raises(OSError):
         affine.load_mat(str(tmp_path / "nowhere.mat"), typical)
 
-    real = builtins.__import__
+    def nothing(name):
+        raise ImportError(name)
 
-    def without_scipy(name, *args, **kwargs):
-        if name.startswith("scipy"):
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without_scipy)
+    monkeypatch.setattr(importlib, "import_module", nothing)
     with pytest.raises(ValueError, match="pip install scipy"):
         affine.load_mat(wrong, typical)

@@ -19,7 +19,10 @@ TREES = {name: ast.parse(path.read_text()) for name, path in FILES.items()}
 FLOORS = [
     {"main", "reproduce", "utils", "capsulenet-multi-gpu", "capsnet.__main__"},
     {"capsulenet"},
-    {"capsnet.own_pictures", "capsnet.dimensions", "capsnet.routes"},
+    {
+        *("capsnet.own_pictures", "capsnet.dimensions", "capsnet.routes"),
+        *("capsnet.told_apart", "capsnet.bent"),
+    },
     {"capsnet.training"},
     {"capsnet.networks"},
     {"capsnet.weights", "capsnet.data", "capsnet.pictures", "capsnet.architecture"},

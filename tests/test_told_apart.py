@@ -34,7 +34,7 @@ def pairs():
 
 
 def test_each_of_a_pair_is_drawn_from_its_own_capsule(models, pairs):
-    train, evaluate, manipulate = models
+    train, evaluate, _ = models
     lengths, drawn = of_pairs(train).predict_on_batch([pairs.x, pairs.labels])
     assert drawn.shape == (12, 2, 18, 18, 1)
     for i in (0, 1):
@@ -114,7 +114,7 @@ def test_training_testing_and_resuming_on_pairs(tmp_path, capsys, figures):
 
 
 def test_verdicts_of_such_a_network_count_the_long_capsules(models):
-    train, evaluate, _ = models
+    _, evaluate, _ = models
     digitcaps = evaluate.get_layer("digitcaps")
     before = digitcaps.get_weights()
     digitcaps.set_weights([300 * w for w in before])  # so that some are long
@@ -154,7 +154,7 @@ def test_pictures_of_any_number_of_classes(tmp_path, capsys):
     ],
 )
 def test_labels_that_are_none_are_refused(tmp_path, labels, why):
-    x, y = strokes(4)
+    x, _ = strokes(4)
     np.savez(tmp_path / "a.npz", x_train=x, y_train=labels, x_test=x, y_test=labels)
     with pytest.raises(ValueError, match=why):
         datasets.load(str(tmp_path / "a.npz"))

@@ -9,6 +9,7 @@ References:
 """
 
 import collections
+import importlib
 
 import numpy as np
 
@@ -139,13 +140,13 @@ def load_mat(path, typical):
         ValueError: if it is no such file, or SciPy is not there to read it.
     """
     try:
-        import scipy.io
+        io = importlib.import_module("scipy.io")
     except ImportError as error:
         raise ValueError(f"--affnist {path}: needs `pip install scipy`") from error
     with open(path, "rb"):  # an OSError of its own where it can't be read
         pass
     try:
-        struct = scipy.io.loadmat(path)["affNISTdata"][0, 0]
+        struct = io.loadmat(path)["affNISTdata"][0, 0]
         images = np.asarray(struct["image"]).T.reshape(-1, SIDE, SIDE)
         labels = np.asarray(struct["label_int"]).ravel()
         if images.dtype != "uint8" or len(labels) != len(images) or not len(labels):
