@@ -195,7 +195,10 @@ def _batches(model, data, args):
 
 
 def _check_what_is_kept(model, args):
-    """Raise a `ValueError` where a trained model could not be written or read again."""
+    """Raise a `ValueError` where what is asked for can't be trained, or not be kept."""
+    other = args.lam_recon not in (0, options.DEFAULTS["lam_recon"])
+    if other and len(model.outputs) == 1:
+        raise ValueError(f"--lam_recon {args.lam_recon}: the network has no decoder")
     if any(
         keras.backend.standardize_dtype(w.dtype) == "bfloat16" for w in model.weights
     ):
@@ -233,6 +236,10 @@ def _save_interrupted(model, args, number, where):
     return "\n".join(said)
 
 
+_SIDES = {"mnist": 28, "multimnist": 36}
+"""Of the images of digits that fill 20 of 28 pixels, as pairs do on average."""
+
+
 def _kept_with_weights(model, args):
     """What travels with the weights, so that `--predict` needs no flags."""
     if not has_capsules(model):
@@ -242,7 +249,7 @@ def _kept_with_weights(model, args):
     return {
         "architecture": built,
         "class_names": names,
-        "like_mnist": args.dataset == "mnist" and built["input_shape"] == [28, 28, 1],
+        "like_mnist": _SIDES.get(args.dataset) == built["input_shape"][0],
     }
 
 
