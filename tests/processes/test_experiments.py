@@ -73,7 +73,6 @@ def colour(tmp_path):
         (["--until=1.5"], "--until 1.5: must be 0 to 1"),
         (["--pairs", "--overlap_shift=-1"], "--overlap_shift -1: must be at least 0"),
         (["--affnist=a.mat"], "--affnist: is a test of --dataset affnist"),
-        (["--pairs", "-t", "--test_size=1", "--digit=2"], "--digit 2: no test image"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path, digits, call, capsys, flags, message):
@@ -81,6 +80,18 @@ def test_bad_input_is_one_line(tmp_path, digits, call, capsys, flags, message):
         call("--dataset", digits, *flags, "--save_dir", tmp_path)
     assert stop.value.code == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_digit_that_no_pair_shows_is_refused(tmp_path, digits, call, capsys):
+    (absent,) = np.flatnonzero(
+        datasets.load(digits, overlap=6, test_size=1).test.y == 0
+    )
+    flags = ["--pairs", "-t", "--test_size=1", f"--digit={absent}"]
+    with pytest.raises(SystemExit) as stop:
+        call("--dataset", digits, *flags, "--save_dir", tmp_path)
+    assert stop.value.code == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"--digit {absent}: no test image shows it" in said
 
 
 def test_colours_are_not_overlapped(tmp_path, call, capsys):
