@@ -13,6 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # PyTorch's threads would spin an
 signal.signal(signal.SIGINT, signal.default_int_handler)
 pytest.register_assert_rewrite("helpers")
 
+import functools
 import types
 
 import h5py
@@ -128,8 +129,16 @@ def whole(tmp_path):
 
 
 @pytest.fixture
-def call(tmp_path, monkeypatch, capsys):
-    """`python capsulenet.py` without a process of its own, which costs seconds.
+def small_network(monkeypatch):
+    """Have command lines build a CapsNet of few filters: the paper's takes seconds."""
+    small = functools.partial(capsulenet.CapsNet, filters=16, n_channels=4)
+    monkeypatch.setitem(capsulenet.NETWORKS, "capsnet", small)
+    return small
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch, capsys, small_network):
+    """`python capsulenet.py` on a small network, without a process of its own.
 
     Gives a function that returns what was printed, on stdout and stderr.
     """
