@@ -137,8 +137,8 @@ def small_network(monkeypatch):
 
 
 @pytest.fixture
-def call(tmp_path, monkeypatch, capsys, small_network):
-    """`python capsulenet.py` on a small network, without a process of its own.
+def call(tmp_path, monkeypatch, capsys):
+    """`python capsulenet.py` without a process of its own, which costs seconds.
 
     Gives a function that returns what was printed, on stdout and stderr.
     """

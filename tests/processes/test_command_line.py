@@ -74,7 +74,9 @@ def test_train_then_test(tmp_path, digits, backend, call):
     assert (out / "dimensions.png").exists() == (len(digits) > 1)
 
 
-def test_testing_without_weights_says_so_and_goes_on(tmp_path, digits, call):
+def test_testing_without_weights_says_so_and_goes_on(
+    tmp_path, digits, call, small_network
+):
     printed = call("-t", "--dataset", digits).out
     assert "random weights" in printed and "Test acc:" in printed
     assert sorted(os.listdir(tmp_path / "result")) == [
@@ -93,7 +95,9 @@ def test_an_error_is_one_line_and_no_traceback(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_a_folder_of_digits_from_training_to_prediction(tmp_path, call, capsys):
+def test_a_folder_of_digits_from_training_to_prediction(
+    tmp_path, call, small_network, capsys
+):
     (x, y), _ = capsulenet.load_mnist()
     for digit, name in enumerate(("zero", "one", "two")):
         (tmp_path / "digits" / name).mkdir(parents=True)
@@ -132,7 +136,7 @@ def test_a_folder_of_digits_from_training_to_prediction(tmp_path, call, capsys):
     assert printed.out.count("one ") >= 2 and str(first[0]) in printed.out
 
 
-def test_colour_pictures_of_three_classes(tmp_path, call):
+def test_colour_pictures_of_three_classes(tmp_path, call, small_network):
     rng = np.random.default_rng(0)
     for channel, name in enumerate(("red", "green", "blue")):
         (tmp_path / "squares" / name).mkdir(parents=True)
@@ -152,7 +156,7 @@ def test_colour_pictures_of_three_classes(tmp_path, call):
     assert set(lines[0]["lengths"]) == {"red", "green", "blue"}
 
 
-def test_a_damaged_picture_among_a_thousand_costs_a_line(tmp_path, call):
+def test_a_damaged_picture_among_a_thousand_costs_a_line(tmp_path, call, small_network):
     rng = np.random.default_rng(0)
     for label, name in enumerate(("dark", "light")):
         (tmp_path / "shades" / name).mkdir(parents=True)
@@ -223,7 +227,9 @@ def test_a_start_says_nothing_of_its_own(squares, tmp_path):
     assert "random weights" in done.stdout.splitlines()[-1]
 
 
-def test_a_name_that_the_terminal_lacks_is_spelled_out(squares, tmp_path, call):
+def test_a_name_that_the_terminal_lacks_is_spelled_out(
+    squares, tmp_path, call, small_network
+):
     with np.load(squares) as file:
         arrays = dict(file)
     for part in ("y_train", "y_test"):

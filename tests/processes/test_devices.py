@@ -151,7 +151,9 @@ def test_two_devices_take_the_steps_of_one(folder, backend, cheap_jax, monkeypat
 
 
 @pytest.mark.parametrize("backend", ENGINES)
-def test_two_devices_train_and_test(folder, backend, cheap_jax, monkeypatch, capsys):
+def test_two_devices_train_and_test(
+    folder, backend, cheap_jax, monkeypatch, capsys, small_network
+):
     environment = {**cheap_jax, "KERAS_BACKEND": backend}
     printed = run_small(folder, environment, "--epochs", 2)
     accuracy = float(printed.split("Test acc: ")[1].split()[0])
