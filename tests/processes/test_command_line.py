@@ -95,9 +95,7 @@ def test_an_error_is_one_line_and_no_traceback(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_a_folder_of_digits_from_training_to_prediction(
-    tmp_path, call, small_network, capsys
-):
+def test_a_folder_of_digits_from_training_to_prediction(tmp_path, call, capsys):
     (x, y), _ = capsulenet.load_mnist()
     for digit, name in enumerate(("zero", "one", "two")):
         (tmp_path / "digits" / name).mkdir(parents=True)
@@ -105,7 +103,7 @@ def test_a_folder_of_digits_from_training_to_prediction(
             picture = Image.fromarray((x[i, 4:24, 4:24, 0] * 255).astype("uint8"))
             picture.save(tmp_path / "digits" / name / f"{i}.png")
     (tmp_path / "digits" / "two" / "broken.png").write_bytes(b"not a picture")
-    flags = ("--dataset", "digits", "--save_dir", "out", "--seed", 1, "--routings", 1)
+    flags = ("--dataset", "digits", "--save_dir", "out", "--seed", 1, "--routings", 2)
     schedule = ("--schedule", "exponential", "--epochs", 5, "--batch_size", 12)
     printed = call(*flags, *schedule)
     assert "1 of 181 pictures are not readable" in printed.out
