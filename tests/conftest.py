@@ -13,6 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # PyTorch's threads would spin an
 signal.signal(signal.SIGINT, signal.default_int_handler)
 pytest.register_assert_rewrite("helpers")
 
+import functools
 import types
 
 import h5py
@@ -125,6 +126,14 @@ def whole(tmp_path):
     np.savez(paths["npz"], **arrays, y_train=labels, y_test=labels)
     Image.fromarray(draw.integers(0, 255, (12, 9, 3), "uint8")).save(paths["png"])
     return paths
+
+
+@pytest.fixture
+def small_network(monkeypatch):
+    """Have command lines build a CapsNet of few filters: the paper's takes seconds."""
+    small = functools.partial(capsulenet.CapsNet, filters=16, n_channels=4)
+    monkeypatch.setitem(capsulenet.NETWORKS, "capsnet", small)
+    return small
 
 
 @pytest.fixture
