@@ -434,7 +434,7 @@ def run(args, parser=None):
         else:
             recipe.say_counts(data.train[1], data.class_names, args.balance)
             train(models[0], (data.train, data.held_out or data.test), args, True)
-            if data.held_out and os.path.exists(fit.trained(args)):  # not paused
+            if data.held_out and fit.has_ended(args):
                 test(models[1], data.test, args)
 
 

@@ -86,6 +86,11 @@ def trained(args):
     return os.path.join(args.save_dir, "trained_model.h5")
 
 
+def has_ended(args):
+    """Whether a training has ended and not paused, on one device, which can test."""
+    return devices.replicas() == 1 and os.path.exists(trained(args))
+
+
 def _finish(model, args, end, batches):
     """Write the trained model and the curves, or say that the training is paused."""
     if end < args.epochs:
