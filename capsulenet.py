@@ -23,34 +23,40 @@ import numpy as np
 from keras import layers, ops
 
 # ruff: noqa: F401 (people import from here what other files define)
-from capsnet import dimensions, options, own_pictures, routes, scores, verdict, weights
+from capsnet import (
+    bent,
+    dimensions,
+    networks,
+    options,
+    own_pictures,
+    routes,
+    scores,
+    told_apart,
+    verdict,
+    weights,
+)
 from capsnet.architecture import (
     KERNEL_SIZE,
-    MOST_ROUTINGS,
     STRIDES,
     architecture,
     check_image_size,
     has_capsules,
     of_file,
 )
-from capsnet.command_line import Parser, build_parser, one_line_errors
-from capsnet.data import load_mnist
+from capsnet.command_line import build_parser, one_line_errors
+from capsnet.data import Bent, Pairs, load_mnist, shows_several
 from capsnet.dimensions import MANIPULATIONS
 from capsnet.errors import HostLost, Interrupted
 from capsnet.files import make_save_dir
 from capsnet.inference import images_at_once, outputs_of, predict_in_batches
 from capsnet.machine import set_allocator
-from capsnet.networks import EfficientCapsNet, PhotoCapsNet, class_capsules, trio
+from capsnet.networks import EfficientCapsNet, PhotoCapsNet, SharedCapsNet
+from capsnet.networks.trio import class_capsules, of_pairs, start_as_the_authors, trio
 from capsnet.options import check_options
-from capsnet.pictures import (
-    combine_images,
-    plot_log,
-    plot_manipulations,
-    save_image,
-    show_test,
-)
+from capsnet.pictures import combine_images, plot_log, plot_manipulations, show_test
+from capsnet.several import ExactSet
 from capsnet.training import fit, recipe, resources, start
-from capsnet.training.optimizers import OPTIMIZERS, optimizer
+from capsnet.training.optimizers import optimizer
 from capsnet.training.resources import describe, step_memory
 from capsnet.weights import load_weights, save_weights
 from capsulelayers import (
@@ -122,20 +128,7 @@ def CapsNet(
     digitcaps = class_capsules(primarycaps, n_class, dim_capsule, routings, **how)
     # Layer 4: the length of each capsule, the probability of its class; and a decoder.
     models = trio(x, digitcaps, decoder)
-    return _start_as_the_authors(*models) if authors else models
-
-
-def _start_as_the_authors(model, *others):
-    """Set weights to what they start from in `research/capsules` of Sarasra/models."""
-    # What the second convolution gives is shared out there, to as many channels.
-    channels = model.get_layer("primarycap_conv2d").filters
-    channels /= model.get_layer("primarycap_reshape").target_shape[-1]
-    deviations = {"conv1": 0.05, "primarycap_conv2d": 0.1 / channels, "digitcaps": 0.1}
-    for name, stddev in deviations.items():
-        kernel, bias = model.get_layer(name).weights
-        kernel.assign(keras.initializers.TruncatedNormal(stddev=stddev)(kernel.shape))
-        bias.assign(keras.initializers.Constant(0.1)(bias.shape))
-    return model, *others
+    return start_as_the_authors(models) if authors else models
 
 
 @keras.saving.register_keras_serializable(package="capsnet")
@@ -192,7 +185,8 @@ def compile_model(model, args, steps=1):
     """Compile a training model with the optimizer, the losses and the metric.
 
     The classes are trained by the margin loss, those of a network without capsules by
-    cross-entropy; the images, if the model gives any, by the squared error.
+    cross-entropy; the images, if the model gives any, by the squared error, that of pairs
+    by the sum of both.
 
     Args:
         model: the training model of `CapsNet`, or a classifier.
@@ -200,13 +194,16 @@ def compile_model(model, args, steps=1):
             `train`.
         steps: int. Steps an epoch. Defaults to 1.
     """
-    of_classes = MarginLoss() if has_capsules(model) else "categorical_crossentropy"
+    kind = "categorical" if args.shown == "one" else "binary"
+    of_classes = MarginLoss() if has_capsules(model) else f"{kind}_crossentropy"
     outputs = len(model.outputs)
+    weight = args.lam_recon * (2 if args.shown == "two" else 1)
+    exact = "accuracy" if args.shown == "one" else ExactSet(args.shown)
     model.compile(
         optimizer(args, steps),
         loss=[of_classes, "mse"][:outputs],
-        loss_weights=[1.0, args.lam_recon][:outputs],
-        weighted_metrics=[["accuracy"], []][:outputs],
+        loss_weights=[1.0, weight][:outputs],
+        weighted_metrics=[[exact], []][:outputs],
         jit_compile=resources.jit_compile(model),
         steps_per_execution=resources.steps_per_execution(steps),
     )
@@ -246,18 +243,21 @@ def train(model, data, args, signals=False):
         capsnet.errors.HostLost: if another host is gone.
         Exception: whatever else Keras raises while it trains.
     """
-    fit.run(model, data, options.complete(args), compile_model, signals)
+    args = options.complete(args)
+    trained = of_pairs(model) if options.are_paired(args) else model
+    fit.run(trained, data, args, compile_model, signals)
     return model
 
 
 def test(model, data, args):
     """Print the accuracy, over all and by class, and draw `pictures.show_test`.
 
-    A class that test images show, but that none was taken for, is warned of.
+    A class that test images show, but that none was taken for, is warned of. Of images
+    that show several classes, see `capsnet.told_apart.test`.
 
     Args:
         model: the evaluation model of `CapsNet`.
-        data: `(x_test, y_test)`.
+        data: `(x_test, y_test)`, or a `capsnet.data.Pairs`.
         args: namespace; `save_dir` and `class_names` are used, see `train`.
 
     Returns:
@@ -265,8 +265,10 @@ def test(model, data, args):
     """
     args = options.complete(args)
     make_save_dir(args.save_dir)
-    x_test, y_test = data
+    if isinstance(data, Pairs) or shows_several(data[1]):
+        return told_apart.test(model, data, args)
     print("-" * 30 + "Begin: test" + "-" * 30)
+    x_test, y_test = data
     predicted, _, x_recon = predict(model, x_test)
     true = np.argmax(y_test, 1)
     wrong = np.flatnonzero(predicted != true)
@@ -277,6 +279,8 @@ def test(model, data, args):
     names = options.class_names(args, y_test.shape[1])
     scores.say(scores.confusion(true, predicted, len(names)), names)
     show_test(x_test, x_recon, true, predicted, names, args.save_dir)
+    if isinstance(data, Bent):
+        bent.show(data, predicted == true, args.save_dir)
     print("-" * 30 + "End: test" + "-" * 30)
     return accuracy
 
@@ -305,21 +309,19 @@ def manipulate_latent(model, data, args):
     check_options(args, n_class=y_test.shape[1])
     make_save_dir(args.save_dir)
     print("-" * 30 + "Begin: manipulate" + "-" * 30)
-    true = np.argmax(y_test, 1)
-    digits = np.unique(true) if args.digit == "all" else [args.digit]
+    all_digits = args.digit == "all"
+    digits = np.flatnonzero(y_test.any(0)) if all_digits else [args.digit]
     names = options.class_names(args, y_test.shape[1])
     for digit in digits:
-        chosen = dimensions.some_of(digit, true, args.seed, 1)
+        chosen = dimensions.some_of(digit, y_test, args.seed, 1)
         if not len(chosen):
             raise ValueError(f"--digit {digit}: no test image shows it")
-        images = dimensions.manipulated(
-            model, x_test[chosen], y_test[chosen], MANIPULATIONS
-        )
+        images = dimensions.manipulated(model, x_test[chosen], digit, MANIPULATIONS)
         path = os.path.join(args.save_dir, f"manipulate-{digit}.png")
         name = names[digit]
         plot_manipulations(x_test[chosen[0]], images[0], MANIPULATIONS, name, path)
         print(f"Manipulated images are saved to {path}")
-    if args.digit == "all":
+    if all_digits:
         dimensions.show(model, data, args, digits)
     print("-" * 30 + "End: manipulate" + "-" * 30)
 
@@ -388,7 +390,7 @@ def predict_files(args):
     return own_pictures.answer(args, load_model, predict)
 
 
-NETWORKS = {"capsnet": CapsNet, "photo": PhotoCapsNet, "efficient": EfficientCapsNet}
+NETWORKS = {"capsnet": CapsNet, **networks.OTHERS}
 """What `--model` may be."""
 
 
@@ -396,9 +398,11 @@ def build(args, input_shape, labels_shape):
     """Build the trio that the options ask for, see `CapsNet`."""
     names = ("routing", "use_bias", "leaky", "routing_gradient")
     how = {name: getattr(args, name) for name in names}
+    if args.model in ("capsnet", "shared"):
+        how |= {"conv": args.conv}
     if args.model == "capsnet":
         resources.check_memory(input_shape, *labels_shape)
-        how |= {"conv": args.conv, "authors": args.authors}
+        how |= {"authors": args.authors}
     return NETWORKS[args.model](input_shape, *labels_shape, args.routings, **how)
 
 
@@ -429,7 +433,9 @@ def run(args, parser=None):
                     routes.show(models[1], data.test, args)
         else:
             recipe.say_counts(data.train[1], data.class_names, args.balance)
-            train(models[0], (data.train, data.test), args, signals=True)
+            train(models[0], (data.train, data.held_out or data.test), args, True)
+            if data.held_out and fit.has_ended(args):
+                test(models[1], data.test, args)
 
 
 def main(argv=None):

@@ -32,7 +32,14 @@ from capsnet.command_line import (
     build_parser,
     one_line_errors,
 )
-from capsnet.options import DEFAULTS, OPTIONS, PICTURES, TESTING
+from capsnet.options import (
+    DEFAULTS,
+    OPTIONS,
+    PICTURES,
+    TESTING,
+    are_paired,
+    complete,
+)
 
 Variant = collections.namedtuple(
     "Variant",
@@ -62,6 +69,7 @@ VARIANTS |= {
     "inverted": _since("CapsNet, inverted attention", 2, routing="inverted"),
     "efficient": _since("Efficient-CapsNet", 1, model="efficient", routing="attention"),
     "photo": _since("network for pictures", 1, model="photo"),
+    "shared": _since("CapsNet, shared", 1, model="shared", routing="none"),
 }
 
 KEY = ("variant", "recipe", "seed", "epochs", "dataset", "split", "options")
@@ -180,11 +188,11 @@ import numpy as np
 from keras import layers
 
 import capsulenet
+from capsnet import bent, several, weights
 from capsnet import data as datasets
-from capsnet import weights
 from capsnet.files import write_text
 from capsnet.numerics import on_cpu
-from capsnet.training import devices
+from capsnet.training import devices, fit, recipe
 
 
 def baseline_cnn(input_shape, n_class, conv="auto"):
@@ -216,21 +224,60 @@ def baseline_cnn(input_shape, n_class, conv="auto"):
     return keras.Model(inputs, outputs)
 
 
+def pairs_cnn(input_shape, n_class, conv="auto", padding="same", last="sigmoid"):
+    """Build the paper's convolutional baseline for pairs (its section 6.2).
+
+    Convolutions of 512 channels, 9 x 9, and 256, 5 x 5, each followed by pooling of 2 x
+    2, and dense layers of 1024 and the classes. With "same" padding it has the 24.56
+    million parameters that the paper states.
+
+    Args:
+        input_shape: see `baseline_cnn`.
+        n_class: likewise.
+        conv: likewise.
+        padding: str. Of the convolutions. Defaults to `"same"`.
+        last: str. The last activation. Defaults to `"sigmoid"`.
+    """
+    x = inputs = layers.Input(input_shape)
+    for filters, side in ((512, 9), (256, 5)):
+        how = {"padding": padding, "conv": conv, "activation": "relu"}
+        x = capsulenet.SpectralConv2D(filters, side, **how)(x)
+        x = layers.MaxPooling2D()(x)
+    x = layers.Dense(1024, activation="relu")(layers.Flatten()(x))
+    outputs = layers.Dense(n_class, activation=last, dtype="float32")(x)
+    return keras.Model(inputs, outputs)
+
+
+def affine_cnn(input_shape, n_class, conv="auto"):
+    """Build a baseline for affNIST, with about as many parameters as its CapsNet.
+
+    The paper says no more of its own than that it has pooling and dropout; this is
+    `pairs_cnn` without padding: 12.8 million where CapsNet has 13.5.
+
+    Args:
+        input_shape: see `baseline_cnn`.
+        n_class: likewise.
+        conv: likewise.
+    """
+    return pairs_cnn(input_shape, n_class, conv, "valid", "softmax")
+
+
 def load(args):
     """Load the data set, with `--images` less of its training part.
 
     With `--held_out` it is the training part alone, cut in two.
     """
-    names = ("image_size", "color", "test_share")
-    given = {name: args.given[name] for name in names if name in args.given}
-    data = datasets.load(args.dataset, **given)
+    wanted = complete(argparse.Namespace(**{**args.given, "dataset": args.dataset}))
+    data = datasets.load_for(wanted)
     x, y = data.train
     order = np.random.default_rng(0).permutation(len(x))[: args.images or None]
     if not args.held_out:
         return data._replace(train=(x[order], y[order])) if args.images else data
     held_out = min(HELD_OUT, len(order) // 4)
-    parts = ((x[part], y[part]) for part in (order[held_out:], order[:held_out]))
-    return datasets.Data(*parts, data.class_names)
+    train, test = ((x[p], y[p]) for p in (order[held_out:], order[:held_out]))
+    if are_paired(wanted):
+        test = datasets.paired(*test, shift=wanted.overlap_shift)
+    return datasets.Data(train, test, data.class_names)
 
 
 def run_options(args, variant, seed):
@@ -285,7 +332,9 @@ def build(variant, options, data):
         "mixed_bfloat16" if options.precision == "bfloat16" else "float32"
     )
     if variant == "baseline":
-        model = baseline_cnn(x.shape[1:], y.shape[1], options.conv)
+        of = {"multimnist": pairs_cnn, "affnist": affine_cnn}
+        cnn = pairs_cnn if options.pairs else of.get(options.dataset, baseline_cnn)
+        model = cnn(x.shape[1:], y.shape[1], options.conv)
         return model, model
     return capsulenet.build(options, x.shape[1:], y.shape[1:])[:2]
 
@@ -300,6 +349,10 @@ def run(args, variant, seed, data):
     """
     options = run_options(args, variant, seed)
     options.class_names = data.class_names
+    suited = recipe.of_composed(options, data.train[0].shape[1:])
+    if VARIANTS[variant].lam_recon == 0:
+        suited.pop("lam_recon", None)
+    vars(options).update({k: v for k, v in suited.items() if k not in args.given})
     print(
         f"{variant}, recipe {args.recipe}, seed {seed}: {options.save_dir}", flush=True
     )
@@ -308,13 +361,18 @@ def run(args, variant, seed, data):
         weights.load_weights(train_model, options.weights)
     about = {"device": device(), "versions": versions()}
     seen = tuple(array[:HELD_OUT] for array in data.train)
-    capsulenet.train(train_model, (data.train, seen), options, signals=True)
-    log = read_csv(os.path.join(options.save_dir, "log.csv"))
-    if len(log) < options.epochs:
+    validation = data.held_out or seen
+    capsulenet.train(train_model, (data.train, validation), options, signals=True)
+    if not os.path.exists(fit.trained(options)):
         return None
+    log = read_csv(os.path.join(options.save_dir, "log.csv"))
     x_test, y_test = data.test
-    predicted, _, _ = capsulenet.predict(eval_model, x_test)
-    wrong = int(np.sum(predicted != y_test.argmax(1)))
+    _, lengths, _ = capsulenet.predict(eval_model, x_test)
+    kind = datasets.shown(y_test, are_paired(options))
+    right = keras.ops.convert_to_numpy(several.right(y_test, lengths, kind))
+    wrong = int(np.sum(~right))
+    if isinstance(data.test, datasets.Bent):
+        bent.show(data.test, right, options.save_dir, VARIANTS[variant].title)
     return key(args, variant, seed) | {
         "error": f"{100 * wrong / len(y_test):.3f}",
         "wrong": wrong,

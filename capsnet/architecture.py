@@ -72,10 +72,14 @@ def architecture(model):
         **{name: getattr(digitcaps, name) for name in of_digitcaps},
         "squash": digitcaps.squash if isinstance(digitcaps.squash, str) else "own",
     }
-    if model.name in MODELS[1:] and model.name != "photo":
+    if model.name == "efficient":
         return {"model": model.name, **built}
     primary = model.get_layer("primarycap_conv2d")
     built["n_channels"] = primary.filters // dim_primary
+    if model.name == "shared":
+        conv1 = model.get_layer("conv1")
+        form = {"filters": conv1.filters, "conv": conv1.conv}
+        return {"model": model.name, **built, **form}
     if digitcaps.shared:
         stem = "residual" if "stem" in names else "own"
         return {"model": "photo", **built, "stem": stem}
@@ -203,7 +207,7 @@ def _other_of_weights(weights, said, input_shape=None):
             "load_weights"
         )
     n_class, inputs, dim_capsule, dim_primary = weights["digitcaps"][0].shape
-    channels = weights["stem" if model == "photo" else "conv1"][0].shape[2]
+    *_, channels, filters = weights["stem" if model == "photo" else "conv1"][0].shape
     shape = tuple(map(operator.index, said["input_shape"]))
     if input_shape and tuple(input_shape) != shape[: len(input_shape)]:
         raise UnknownImageSize(f"its images are {shape}, not {tuple(input_shape)}")
@@ -214,11 +218,13 @@ def _other_of_weights(weights, said, input_shape=None):
         "dim_primary": dim_primary,
         "dim_capsule": dim_capsule,
         "decoder": "decoder" in weights,
-        **({"n_channels": inputs} if model == "photo" else {}),
+        **({"n_channels": inputs} if model != "efficient" else {}),
+        **({"filters": filters} if model == "shared" else {}),
     }
     _check_said(said, built)
     known = _said_alone(said, KERNEL_SIZE)
-    known = {k: v for k, v in known.items() if k not in ("strides", "conv")}
+    none = ("strides",) if model == "shared" else ("strides", "conv")
+    known = {k: v for k, v in known.items() if k not in none}
     return {"model": model, "input_shape": shape, **built, **known}
 
 

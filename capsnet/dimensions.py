@@ -5,7 +5,7 @@ import os
 import numpy as np
 
 from capsnet import options, pictures
-from capsnet.data import TrainingBatches
+from capsnet.data import Pairs, TrainingBatches
 from capsnet.inference import predict_in_batches
 from capsnet.strokes import measure_strokes
 
@@ -13,13 +13,13 @@ MANIPULATIONS = np.linspace(-0.25, 0.25, 11)
 """What `capsulenet.manipulate_latent` adds to a dimension (Sabour et al. 2017, figure 4)."""
 
 
-def some_of(digit, true, seed, most):
-    """Choose images of a class; returns their indices."""
-    return np.random.default_rng(seed).permutation(np.flatnonzero(true == digit))[:most]
+def some_of(digit, y, seed, most):
+    """Choose images of a class by the labels `(n, n_class)`; returns their indices."""
+    return np.random.default_rng(seed).permutation(np.flatnonzero(y[:, digit]))[:most]
 
 
-def manipulated(model, x, y, amounts):
-    """Reconstruct images with `amounts` added to each dimension of their capsule.
+def manipulated(model, x, digit, amounts):
+    """Reconstruct images with `amounts` added to each dimension of a class's capsule.
 
     Returns:
         An array `(n, dim_capsule, len(amounts), height, width, channels)`.
@@ -29,7 +29,8 @@ def manipulated(model, x, y, amounts):
     for d in range(dim):
         noise[d, :, :, d] = np.reshape(amounts, (-1, 1))
     noise = noise.reshape(-1, n_class, dim)
-    inputs = [np.repeat(x, len(noise), axis=0), np.repeat(y, len(noise), axis=0)]
+    y = np.eye(n_class, dtype="float32")[np.full(len(x) * len(noise), digit)]
+    inputs = [np.repeat(x, len(noise), axis=0), y]
     images = predict_in_batches(model, [*inputs, np.tile(noise, (len(x), 1, 1))])
     return images.reshape(len(x), dim, len(amounts), *x.shape[1:])
 
@@ -75,14 +76,15 @@ def show(model, data, args, digits, images=20):
     training shifts them.
     """
     x_test, y_test = data
-    true = np.argmax(y_test, 1)
+    if isinstance(data, Pairs):  # strokes are measured of one digit alone
+        x_test, y_test = data.digits[:, 0], data.labels[:, 0]
     names = options.class_names(args, y_test.shape[1])
     spread = spread_of(x_test, y_test, args.shift_fraction, args.shifts)
     ends = MANIPULATIONS[[0, -1]]
     pairs, effects = [], []
     for digit in digits:
-        chosen = some_of(digit, true, args.seed, images)
-        drawn = manipulated(model, x_test[chosen], y_test[chosen], ends)
+        chosen = some_of(digit, y_test, args.seed, images)
+        drawn = manipulated(model, x_test[chosen], digit, ends)
         pairs.append(drawn[0])
         effects.append(effects_on_strokes(drawn, spread))
     path = os.path.join(args.save_dir, "dimensions.png")

@@ -190,7 +190,7 @@ class Explorer:
         if self._spread is None:
             how = [options.DEFAULTS[name] for name in ("shift_fraction", "shifts")]
             self._spread = dimensions.spread_of(x, y, *how)
-        some = dimensions.some_of(chosen, np.argmax(y, 1), 0, IMAGES)
+        some = dimensions.some_of(chosen, y, 0, IMAGES)
         pairs = [self.pairs(self.capsules(image), chosen) for image in x[some]]
         return dimensions.effects_on_strokes(np.array(pairs), self._spread)
 

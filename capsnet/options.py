@@ -1,293 +1,27 @@
-"""Every option of the command line, once.
+"""The options of a run: completed, checked, and those that its result depends on.
 
-`OPTIONS` is all there is to an option: what reads the command line, checks a value,
-compares a run with the one that it goes on from, passes flags on, or lists them in
-`docs/options.md` (`python -m capsnet.command_line`) does so by this declaration. Keras is
-not imported, so that `--help` and what is typed wrong are answered at once.
+Keras is not imported, so that `--help` and what is typed wrong are answered at once.
 """
 
 import argparse
 import json
-import math
 import operator
 import os
 
-from capsnet.option import Option, digit, image_size
-
-NAMED_SETS = ("mnist", "fashion_mnist", "cifar10")
-"""Data sets that are known by name."""
-
-MODELS = ("capsnet", "photo", "efficient")
-ROUTINGS = ("dynamic", "attention", "max_min", "none", "inverted")
-CONV_FORMS = ("auto", "direct", "spectral", "patches")
-"""Networks, see `capsulenet.NETWORKS`; routings, see `capsnet.rules`; and forms of a
-convolution, see `capsnet.spectral`."""
-
-
-_AT_LEAST_0 = (lambda value: 0 <= value < math.inf, "at least 0")
-_AT_LEAST_1 = (lambda value: value >= 1, "at least 1")
-_FRACTION = (lambda value: 0 <= value < 1, "at least 0 and below 1")
-DATA, TRAINING = "data", "training"
-TESTING, PICTURES = "testing", "own pictures"
-NETWORK, RUN = "more about the network and its training", "the run"
-
-_OPEN = ("class_names", "run_options", "test_batch_size")
-
-OPTIONS = (
-    Option(
-        "dataset",
-        "mnist",
-        f"one of {', '.join(NAMED_SETS)}, a folder of pictures with a sub-folder for "
-        "each class, or an .npz file like data/mnist.npz",
-        DATA,
-    ),
-    Option(
-        "image_size",
-        None,
-        "side of a folder's pictures, or HEIGHTxWIDTH, their own if absent; for "
-        "--predict that of the images of -w's network, where its file does not tell",
-        DATA,
-        type=image_size,
-    ),
-    Option(
-        "color",
-        "auto",
-        "of a folder's pictures; auto is grey where no picture has a colour",
-        DATA,
-        choices=("auto", "gray", "rgb"),
-    ),
-    Option(
-        "test_share",
-        0.2,
-        "share of a folder's pictures kept for the test, without train/ and test/",
-        DATA,
-        rule=(lambda value: 0 < value < 1, "above 0 and below 1"),
-    ),
-    Option("epochs", 50, "epochs to train", TRAINING, rule=_AT_LEAST_1),
-    Option("batch_size", 100, "images a step", TRAINING, rule=_AT_LEAST_1),
-    Option("lr", 0.001, "initial learning rate", TRAINING, rule=_AT_LEAST_0),
-    Option("save_dir", "./result", "for everything written", TRAINING, decides=False),
-    Option(
-        "weights",
-        None,
-        "weights to start from or to test; --resume takes those of its run alone",
-        TRAINING,
-        type=str,
-        short="w",
-        decides=False,
-    ),
-    Option("resume", False, "go on with the run in save_dir", TRAINING, decides=False),
-    Option(
-        "seed",
-        None,
-        "makes a run repeatable; drawn if absent",
-        TRAINING,
-        type=int,
-        rule=(lambda value: value is None or 0 <= value < 2**32, "0 to 2**32 - 1"),
-    ),
-    Option(
-        "testing", False, "test instead of training", TESTING, short="t", decides=False
-    ),
-    Option(
-        "digit",
-        5,
-        "class whose capsule -t manipulates, or all of them",
-        TESTING,
-        type=digit,
-        decides=False,
-    ),
-    Option(
-        "show_routing",
-        False,
-        "-t draws how a few test images were routed",
-        TESTING,
-        decides=False,
-    ),
-    Option(
-        "predict",
-        None,
-        "tell the classes of pictures or folders of pictures, with -w; exits with 1 "
-        "where some of them can't be read, with 2 where none can",
-        PICTURES,
-        type=str,
-        more={"nargs": "+", "metavar": "FILE"},
-        decides=False,
-    ),
-    Option("json", False, "--predict prints JSON lines", PICTURES, decides=False),
-    Option(
-        "no_invert",
-        False,
-        "--predict takes dark drawings on a light ground as they are",
-        PICTURES,
-        decides=False,
-    ),
-    Option(
-        "threshold",
-        0.01,
-        "share of training images that --predict may call none or two",
-        PICTURES,
-        rule=_FRACTION,
-        decides=False,
-    ),
-    Option(
-        "model",
-        "auto",
-        "the network: the paper's, one for pictures, or Efficient-CapsNet; auto takes the "
-        "first for the sets known by name and for grey images of up to 32 x 32 pixels, "
-        "else the second",
-        NETWORK,
-        choices=("auto", *MODELS),
-    ),
-    Option(
-        "routing",
-        "auto",
-        "how predictions are weighed; auto is attention of efficient, else dynamic",
-        NETWORK,
-        choices=("auto", *ROUTINGS),
-    ),
-    Option(
-        "routings",
-        3,
-        "routing iterations; where not given, those of the routing: 2 of inverted, 1 of "
-        "attention and none",
-        NETWORK,
-        rule=_AT_LEAST_1,
-        short="r",
-    ),
-    Option("use_bias", False, "add a learned bias in each routing iteration", NETWORK),
-    Option("leaky", False, "let capsules send nothing, in dynamic routing", NETWORK),
-    Option(
-        "authors",
-        False,
-        "first weights, bias, batch and schedule of the paper's authors' code",
-        NETWORK,
-    ),
-    Option(
-        "routing_gradient",
-        True,
-        "take the coupling coefficients as constants in the gradient; faster",
-        NETWORK,
-        flag="no_routing_gradient",
-    ),
-    Option(
-        "lam_recon",
-        0.392,
-        "weight of the reconstruction loss; 0.392 = 0.0005 * 784 pixels",
-        NETWORK,
-        rule=_AT_LEAST_0,
-    ),
-    Option("optimizer", "adam", "the optimizer", NETWORK, choices=("adam", "lamb")),
-    Option(
-        "schedule",
-        "exponential",
-        "the learning rate falls by lr_decay each epoch, or as a cosine to zero",
-        NETWORK,
-        choices=("exponential", "cosine"),
-    ),
-    Option(
-        "lr_decay",
-        0.9,
-        "factor on the learning rate after each epoch; nearer to 1 for more epochs",
-        NETWORK,
-        rule=(lambda value: 0 < value < math.inf, "above 0"),
-    ),
-    Option(
-        "ema",
-        0.0,
-        "momentum of the average of the weights that is validated and kept; 0: none",
-        NETWORK,
-        rule=_FRACTION,
-    ),
-    Option(
-        "shift_fraction",
-        0.1,
-        "training images move by up to this fraction of their side",
-        NETWORK,
-        rule=_FRACTION,
-    ),
-    Option(
-        "shifts",
-        "whole",
-        "they move by whole pixels, or by parts of one as well",
-        NETWORK,
-        choices=("whole", "interpolated"),
-    ),
-    Option(
-        "rotation",
-        0.0,
-        "training images turn by up to so many degrees, in either direction",
-        NETWORK,
-        rule=(lambda value: 0 <= value <= 180, "0 to 180 degrees"),
-    ),
-    Option(
-        "zoom",
-        0.0,
-        "training images shrink or grow by up to this fraction of their size",
-        NETWORK,
-        rule=_FRACTION,
-    ),
-    Option("flip", False, "training images are mirrored, every other one", NETWORK),
-    Option(
-        "brightness",
-        0.0,
-        "training images become lighter or darker by up to this fraction",
-        NETWORK,
-        rule=_FRACTION,
-    ),
-    Option(
-        "tint",
-        0.0,
-        "each of their colours becomes stronger or weaker by up to this fraction",
-        NETWORK,
-        rule=_FRACTION,
-    ),
-    Option(
-        "balance",
-        "auto",
-        "draw the images of all classes equally often; auto does where one class has "
-        "more than three times as many as another",
-        NETWORK,
-        choices=("auto", "yes", "no"),
-    ),
-    Option("conv", "auto", "form of the convolutions", NETWORK, choices=CONV_FORMS),
-    Option(
-        "precision",
-        "float32",
-        "of the matrix products; weights, softmax, squash, losses stay float32",
-        NETWORK,
-        choices=("float32", "bfloat16"),
-    ),
-    Option(
-        "pause_after",
-        0,
-        "stop after so many epochs, for --resume to go on; 0 for never",
-        RUN,
-        rule=_AT_LEAST_0,
-        decides=False,
-    ),
-    Option(
-        "deterministic",
-        False,
-        "compute the same bits each time, also where a run is interrupted",
-        RUN,
-    ),
-    Option("debug", False, "weight histograms for TensorBoard", RUN, decides=False),
-    Option(
-        "verbose",
-        1,
-        "progress of an epoch: 0 none, 1 a bar that moves, 2 a line at its end",
-        RUN,
-        choices=(0, 1, 2),
-        decides=False,
-    ),
-    # What `train` and `test` take besides, and this command line has no flags for.
-    *(Option(name, None, decides=False) for name in _OPEN),
-    Option("log_interval", 0, decides=False),
-    Option("threads", 1, decides=False),
-    Option("keep_checkpoints", 2, decides=False),
-    Option("draw_reconstructions", False, decides=False),
+# ruff: noqa: F401 (they are found here)
+from capsnet.flags import (
+    CONV_FORMS,
+    DATA,
+    MODELS,
+    NAMED_SETS,
+    NETWORK,
+    OPTIONS,
+    PICTURES,
+    ROUTINGS,
+    RUN,
+    TESTING,
+    TRAINING,
 )
-"""All options, in the order of `--help`."""
 
 DEFAULTS = {option.name: option.default for option in OPTIONS}
 
@@ -305,6 +39,16 @@ def complete(args):
         if getattr(args, name) is not None:
             setattr(args, name, os.fspath(getattr(args, name)))
     return args
+
+
+def are_paired(args):
+    """Whether the pictures are of two overlapped images."""
+    return args.pairs or args.dataset == "multimnist"
+
+
+def are_held_out(args):
+    """Whether some training images are held out, to validate on."""
+    return args.until > 0 or args.dataset == "affnist"
 
 
 def class_names(args, n_class):
@@ -327,6 +71,8 @@ def check_options(args, n_class=None):
         raise ValueError("--predict: needs weights, -w FILE")
     if getattr(args, "show_routing", False) and not args.testing:
         raise ValueError("--show_routing: draws test images, so it needs -t")
+    if getattr(args, "affnist", None) and args.dataset != "affnist":
+        raise ValueError("--affnist: is a test of --dataset affnist")
     if n_class is not None and args.digit != "all" and not 0 <= args.digit < n_class:
         raise ValueError(f"--digit {args.digit}: the classes are 0 to {n_class - 1}")
 

@@ -43,7 +43,7 @@ def answer(args, load_model, predict):
     if args.save_dir != options.DEFAULTS["save_dir"]:
         make_save_dir(args.save_dir)
         path = os.path.join(args.save_dir, "predictions.png")
-        titles = [names[chosen] for chosen in result.classes]
+        titles = [_class(result, i, names) for i in range(len(read))]
         if result.verdicts is not None:
             titles = list(map("{}: {}".format, titles, result.verdicts))
         done = [how.replace(", ", "\n") for how in done]
@@ -105,12 +105,13 @@ def _tell(files, done, result, names, as_json):
         likeliest = "likeliest, with capsule length"
         print(f"{'class':<12}  {'verdict':<7}  {likeliest:<42}  picture")
     for i, (path, how, row) in enumerate(zip(files, done, result.lengths)):
-        name = names[result.classes[i]]
+        name = _class(result, i, names)
         likeliest = [(names[j], round(float(row[j]), 4)) for j in np.argsort(-row)[:3]]
         said = {"verdict": None, "strangeness": None}
         if result.verdicts is not None:
-            strangeness = round(float(result.strangeness[i]), 2)
-            said = {"verdict": str(result.verdicts[i]), "strangeness": strangeness}
+            said["verdict"] = str(result.verdicts[i])
+        if result.strangeness is not None:
+            said["strangeness"] = round(float(result.strangeness[i]), 2)
         if as_json:
             told = {"file": path, "class": name, **said, "lengths": dict(likeliest)}
             print(json.dumps({**told, "done": how}))
@@ -118,3 +119,10 @@ def _tell(files, done, result, names, as_json):
             text = "  ".join(f"{name} {length:.3f}" for name, length in likeliest)
             shown = said["verdict"] or "-"
             print(f"{name:<12}  {shown:<7}  {text:<42}  {printable(path)}")
+
+
+def _class(result, i, names):
+    """The name of the likeliest class; of two where pictures of several were trained on."""
+    several = result.verdicts is not None and result.strangeness is None
+    two = several and result.verdicts[i] == "two"
+    return " + ".join(names[j] for j in np.argsort(-result.lengths[i])[: 1 + two])

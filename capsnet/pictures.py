@@ -80,7 +80,7 @@ def plot_log(filename, show=True):
         if axes.lines:
             axes.legend(fontsize="small")
     figure.tight_layout()
-    _save(figure, os.path.splitext(filename)[0] + ".png")
+    save_figure(figure, os.path.splitext(filename)[0] + ".png")
     if show:
         plt.show(block=False)
 
@@ -111,7 +111,7 @@ def show_test(x_test, x_recon, true, predicted, names, save_dir):
             " true as predicted);\nbelow each what the network draws again from the "
             "capsule of the class that it predicted"
         )
-        _draw_images([x_test[:50], x_recon[:50]], titles, heading, path)
+        draw_images([x_test[:50], x_recon[:50]], titles, heading, path)
         print(f"Reconstructed images are saved to {path}")
     counts = scores.confusion(true, predicted, len(names))
     path = os.path.join(save_dir, "confusion.png")
@@ -160,7 +160,7 @@ def plot_confusion(counts, names, path):
     heading = f"{wrong} of {total} images misread"
     axes.set_title(f"{heading}\nbalanced accuracy {balanced:.1%}", fontsize=10)
     figure.tight_layout()
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_mistakes(images, true, predicted, names, path, most=50):
@@ -177,7 +177,7 @@ def plot_mistakes(images, true, predicted, names, path, most=50):
     titles = [f"{names[t]} as {names[p]}" for t, p in zip(true, predicted)]
     shown = min(most, len(images))
     heading = f"{shown} of {len(images)} misread images: true as predicted"
-    _draw_images([images[:shown]], titles[:shown], heading, path)
+    draw_images([images[:shown]], titles[:shown], heading, path)
 
 
 def plot_manipulations(image, drawn, amounts, name, path):
@@ -200,12 +200,12 @@ def plot_manipulations(image, drawn, amounts, name, path):
     size = (max(5.5, 1.3 + across * (count + 1)), max(4, 1.8 + down * dim))
     figure = Figure(figsize=size, layout="constrained")
     left, axes = figure.subplots(1, 2, width_ratios=(1, count))
-    left.imshow(_shown(image), cmap="gray", vmin=0, vmax=1)
+    left.imshow(what_shows(image), cmap="gray", vmin=0, vmax=1)
     left.set_anchor("N")
     left.set_title("test\nimage", fontsize=9)
     left.axis("off")
     grid = combine_images(np.clip(np.concatenate(drawn), 0, 1), height=dim)
-    axes.imshow(_shown(grid), cmap="gray", vmin=0, vmax=1)
+    axes.imshow(what_shows(grid), cmap="gray", vmin=0, vmax=1)
     axes.set_xticks(
         width * (np.arange(count) + 0.5) - 0.5,
         [f"{amount:+.2f}" if amount else "0" for amount in np.round(amounts, 9)],
@@ -224,7 +224,7 @@ def plot_manipulations(image, drawn, amounts, name, path):
         fontsize=10,
         parse_math=False,
     )
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_dimensions(pairs, effects, names, path, most=30):
@@ -250,7 +250,7 @@ def plot_dimensions(pairs, effects, names, path, most=30):
         for column in range(dim):
             axes = grid[row, column]
             image = np.concatenate(list(np.clip(pairs[row][column], 0, 1)), axis=1)
-            axes.imshow(_shown(image), cmap="gray")
+            axes.imshow(what_shows(image), cmap="gray")
             axes.set_xticks([])
             axes.set_yticks([])
             strongest = np.argmax(np.abs(effects[row][column]))
@@ -273,7 +273,7 @@ def plot_dimensions(pairs, effects, names, path, most=30):
         heading = f"{shown} of {len(names)} classes; {heading}"
     figure.suptitle(heading, fontsize=10)
     figure.tight_layout()
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_predictions(images, reconstructions, titles, path, most=50):
@@ -290,10 +290,10 @@ def plot_predictions(images, reconstructions, titles, path, most=50):
     heading = (
         "pictures" if reconstructions is None else "pictures, reconstructions below"
     )
-    _draw_images([row[:most] for row in rows], titles[:most], heading, path)
+    draw_images([row[:most] for row in rows], titles[:most], heading, path)
 
 
-def _draw_images(rows, titles, heading, path, width=10):
+def draw_images(rows, titles, heading, path, width=10):
     """Draw a grid; each place has the images of that index in `rows`, and a title."""
     count = len(titles)
     columns = max(1, min(width, count))
@@ -306,12 +306,12 @@ def _draw_images(rows, titles, heading, path, width=10):
         axes.axis("off")
         if index < count:
             image = np.concatenate([np.clip(row[index], 0, 1) for row in rows])
-            axes.imshow(_shown(image), cmap="gray")
+            axes.imshow(what_shows(image), cmap="gray")
             lines = (textwrap.fill(line, 19) for line in titles[index].split("\n"))
             axes.set_title("\n".join(lines), fontsize=8, parse_math=False)
     figure.suptitle(heading, fontsize=9)
     figure.tight_layout()
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def save_image(image, path):
@@ -321,7 +321,7 @@ def save_image(image, path):
         image: array `(rows, columns)` or `(rows, columns, channels)`, in [0, 1].
         path: str. The file to write; its ending tells the format.
     """
-    pixels = np.round(_shown(image) * 255).astype("uint8")
+    pixels = np.round(what_shows(image) * 255).astype("uint8")
     with whole_file(path) as temporary:
         Image.fromarray(pixels).save(temporary)
     if _can_show():
@@ -331,14 +331,15 @@ def save_image(image, path):
         plt.show(block=False)
 
 
-def _shown(image):
+def what_shows(image):
     """Return what a picture can show of an image: three channels, or else the first."""
     if image.ndim == 2:
         return image
     return image[..., :3] if image.shape[-1] >= 3 else image[..., 0]
 
 
-def _save(figure, path):
+def save_figure(figure, path):
+    """Write a figure to a file that is whole or not there at all."""
     with whole_file(path) as temporary:
         figure.savefig(temporary, dpi=100)
 

@@ -52,7 +52,9 @@ def plot_routing(image, capsules, steps, path, names=None, places=None, extent=N
     whole = (-0.5, image.shape[1] - 0.5, image.shape[0] - 0.5, -0.5)
     how = {"alpha": 0.6, "extent": extent or whole, **scales[0]}
     for number, (above, middle, below) in enumerate(grid.T):
-        above.imshow(pictures._shown(np.clip(image, 0, 1)), cmap="gray", vmin=0, vmax=1)
+        above.imshow(
+            pictures.what_shows(np.clip(image, 0, 1)), cmap="gray", vmin=0, vmax=1
+        )
         placed = above.imshow(by_place[number], cmap="inferno", **how)
         above.set(xlim=whole[:2], ylim=whole[2:])
         above.set_title(f"iteration {number + 1}", fontsize=10)
@@ -67,7 +69,7 @@ def plot_routing(image, capsules, steps, path, names=None, places=None, extent=N
         bar.ax.tick_params(labelsize=8)
     heading = f"routed to {names[winner]}: from which places, from which channels"
     figure.suptitle(heading, fontsize=10, parse_math=False)
-    pictures._save(figure, path)
+    pictures.save_figure(figure, path)
     return winner
 
 
@@ -120,7 +122,7 @@ def laid_over(image, by_place, scale, extent=None, side=168):
     corners = [round(times * (n + 0.5)) for n in (left, top, right, bottom)]
     inside = (max(1, corners[2] - corners[0]), max(1, corners[3] - corners[1]))
     nearest = Image.Resampling.NEAREST
-    drawn = Image.fromarray(np.uint8(255 * np.clip(pictures._shown(image), 0, 1)))
+    drawn = Image.fromarray(np.uint8(255 * np.clip(pictures.what_shows(image), 0, 1)))
     drawn = drawn.resize(size, nearest).convert("RGBA")
     places = Image.fromarray(np.uint8(255 * colours)).resize(inside, nearest)
     drawn.alpha_composite(places, tuple(np.maximum(corners[:2], 0).tolist()))
@@ -168,9 +170,13 @@ def show(model, data, args):
         where = (path, names, places, extent)
         winner = plot_routing(x_test[index], capsules[number], of_image, *where)
         print(
-            f"How test image {index}, a {names[true[index]]}, was routed to "
+            f"How test image {index}, {_what(y_test[index], names)}, was routed to "
             f"{names[winner]}: {path}"
         )
+
+
+def _what(classes, names):
+    return " and ".join(f"a {names[i]}" for i in np.flatnonzero(classes))
 
 
 def places_of(model):

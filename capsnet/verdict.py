@@ -33,6 +33,7 @@ from keras import ops
 from capsnet.files import open_file, sha256
 from capsnet.inference import images_at_once, predict_in_batches
 from capsnet.options import DEFAULTS
+from capsnet.several import LONG
 
 JOINED = ("short", "others", "error")
 """Quantities that make the score; `error` needs a decoder."""
@@ -62,7 +63,8 @@ class Prediction(
         verdicts: str array `(n,)` of `one`, `none`, `two` and `unsure`; None where no
             thresholds were given.
         strangeness: float array `(n,)`, likewise: with 2, one in 100 training images is
-            at least as strange, with 3 one in 1,000.
+            at least as strange, with 3 one in 1,000. None of a network that was trained
+            on pictures of several classes, whose verdicts count its long capsules.
     """
 
     verdicts = strangeness = None
@@ -91,6 +93,8 @@ def judged(model, images, lengths, drawn, thresholds=None, share=None):
     result = Prediction(lengths.argmax(1), lengths, drawn)
     if checked(thresholds, drawn is not None) is None:
         return result
+    if "long" in thresholds:
+        return _by_lengths(result, model, images, thresholds)
     share = DEFAULTS["threshold"] if share is None else share
     found = _quantities(images, lengths, drawn)
     result.strangeness = _decades(_joined(found, thresholds), thresholds["together"])
@@ -143,6 +147,35 @@ def learned(model, batches, epoch):
     return {**thresholds, "together": _numbers(_joined(found, thresholds))}
 
 
+def of_several(shown):
+    """Return the thresholds of a network whose training pictures show several classes.
+
+    Args:
+        shown: `"two"`, each of which the decoder draws alone, or `"several"`, which it
+            draws together.
+
+    Returns:
+        A dict that JSON can hold. From the length `long` on a capsule's class is there.
+    """
+    return {"long": LONG, "shown": shown}
+
+
+def _by_lengths(result, model, images, thresholds):
+    """Add verdicts by how many capsules are long, and draw what all of them stand for."""
+    classes, lengths, drawn = result
+    long = lengths >= thresholds["long"]
+    names = np.array(["none", "one", "two", "unsure"])
+    both = np.flatnonzero(long.sum(1) == 2)
+    if drawn is not None and thresholds["shown"] == "two" and len(both):
+        drawn = np.copy(drawn)
+        second = np.argsort(-lengths[both])[:, 1]
+        other = _drawn_by(model, images[both], second)
+        drawn[both] = np.minimum(drawn[both] + other, 1)
+    result = Prediction(classes, lengths, drawn)
+    result.verdicts = names[np.minimum(long.sum(1), 3)]
+    return result
+
+
 def of_weights(path, said, decoder):
     """Return the thresholds that a file of weights has, or a JSON file beside it.
 
@@ -175,8 +208,8 @@ def of_weights(path, said, decoder):
 
 def checked(thresholds, decoder):
     """Return thresholds; raise a `ValueError` if they can be none of such a network."""
-    if thresholds is None:
-        return None
+    if thresholds in (None, of_several("two"), of_several("several")):
+        return thresholds
     names = {*JOINED, "second", "together"} - ({"error"} if not decoder else set())
     if not isinstance(thresholds, dict) or thresholds.keys() != names:
         raise ValueError(

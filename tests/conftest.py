@@ -13,6 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # PyTorch's threads would spin an
 signal.signal(signal.SIGINT, signal.default_int_handler)
 pytest.register_assert_rewrite("helpers")
 
+import functools
 import types
 
 import h5py
@@ -128,6 +129,14 @@ def whole(tmp_path):
 
 
 @pytest.fixture
+def small_network(monkeypatch):
+    """Have command lines build a CapsNet of few filters: the paper's takes seconds."""
+    small = functools.partial(capsulenet.CapsNet, filters=16, n_channels=4)
+    monkeypatch.setitem(capsulenet.NETWORKS, "capsnet", small)
+    return small
+
+
+@pytest.fixture
 def call(tmp_path, monkeypatch, capsys):
     """`python capsulenet.py` without a process of its own, which costs seconds.
 
@@ -157,5 +166,6 @@ def two_classes(tmp_path_factory):
 def figures(monkeypatch):
     """The figures that would be saved, in order."""
     figures = []
-    monkeypatch.setattr(pictures, "_save", lambda figure, path: figures.append(figure))
+    kept = lambda figure, path: figures.append(figure)
+    monkeypatch.setattr(pictures, "save_figure", kept)
     return figures

@@ -164,6 +164,25 @@ def run_killed(name, numbers, *args, cwd, **environment):
     return list(map(int, done.stdout.split())), done.stderr
 
 
+def output_of(layer, x, **kwargs):
+    """`layer(x)`, which JAX compiles as a whole: one operation at a time takes longer."""
+    if keras.backend.backend() != "jax":
+        return layer(x, **kwargs)
+    import jax
+
+    if not layer.built:
+        layer.build(x.shape)
+    variables = layer.trainable_variables, layer.non_trainable_variables
+    values = [[variable.value for variable in some] for some in variables]
+    return jax.jit(lambda x: layer.stateless_call(*values, x, **kwargs)[0])(x)
+
+
+def predicted(model, x):
+    """What `model.predict` gives for one batch, as arrays, without a graph for it."""
+    outputs = output_of(model, x)
+    return keras.tree.map_structure(keras.ops.convert_to_numpy, outputs)
+
+
 def layer_gradients(layer, inputs, loss):
     """The gradients of `loss(layer(inputs))` by the inputs and the layer's weights."""
     return output_and_gradients(layer, inputs, loss)[1]
@@ -325,7 +344,8 @@ def files_under(directory):
 NETWORK = [
     *("--num-conv-out-channel", 4, "--primary-unit-size", 4, "--num-primary-unit", 2),
     *("--output-unit-size", 4, "--num-classes", 2, "--batch-size", 20),
-    *("--input-width", 17, "--input-height", 17, "--epochs", 1),
+    *("--input-width", 17, "--input-height", 17, "--num-routing", 1),
+    *("--epochs", 1),
 ]
 
 

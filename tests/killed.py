@@ -5,9 +5,11 @@
 For each number on the standard input it forks, which saves the imports, runs
 `SCRIPT FLAGS`, and prints the exit status, negative for a signal. The run is killed, as
 by `kill -9`, before its operation of that number on a file in the working directory; 0
-is for never. What it prints goes to the standard error.
+is for never. What it prints goes to the standard error. Networks are small, as by the
+fixture `small_network`.
 """
 
+import functools
 import os
 import runpy
 import signal
@@ -35,8 +37,12 @@ def main(script, *flags):
     """Run the script once for each number on the standard input."""
     sys.argv = [script, *flags]
     sys.path.insert(0, os.path.dirname(script))
-    import reproduce  # noqa: F401 (and what the scripts import, but nothing is computed)
+    import reproduce  # and what the scripts import, but nothing is computed
 
+    networks = reproduce.capsulenet.NETWORKS
+    networks["capsnet"] = functools.partial(
+        networks["capsnet"], filters=16, n_channels=4
+    )
     for line in sys.stdin:
         child = os.fork()
         if not child:

@@ -4,7 +4,14 @@ import os
 import keras
 import numpy as np
 import pytest
-from helpers import NAMES, SMALL, assert_same_weights, small_capsnet, tiny_capsnet
+from helpers import (
+    NAMES,
+    SMALL,
+    assert_same_weights,
+    predicted,
+    small_capsnet,
+    tiny_capsnet,
+)
 
 import capsulenet
 from capsulenet import save_weights
@@ -21,7 +28,7 @@ def test_a_file_of_weights_brings_its_own_network(trained, tmp_path, about):
     (_, model, _), found = capsulenet.load_model(path)
     images = trained.data[1][0]
     classes, lengths, reconstructions = capsulenet.predict(model, images)
-    expected, pictures = trio[1].predict(images, verbose=0)
+    expected, pictures = predicted(trio[1], images)
     np.testing.assert_allclose(lengths, expected, atol=1e-6)
     np.testing.assert_allclose(reconstructions, pictures, atol=1e-6)
     np.testing.assert_array_equal(classes, expected.argmax(1))

@@ -3,7 +3,14 @@ import warnings
 import keras
 import numpy as np
 import pytest
-from helpers import array, capsule_layer, layer_gradients, routed_by_the_book
+from helpers import (
+    array,
+    capsule_layer,
+    layer_gradients,
+    output_of,
+    predicted,
+    routed_by_the_book,
+)
 from keras import ops
 
 from capsulelayers import (
@@ -98,11 +105,11 @@ def test_masked_capsules_send_nothing():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model = keras.Model(inputs, Length()(layer(masked)))
-    lengths = model.predict(u * kept[:, None], verbose=0)
-    expected = Length()(capsule_layer(W[:, kept])(u[:, kept]))
+    lengths = predicted(model, u * kept[:, None])
+    expected = Length()(output_of(capsule_layer(W[:, kept]), u[:, kept]))
     np.testing.assert_allclose(lengths, ops.convert_to_numpy(expected), atol=1e-6)
     mask = np.tile(kept, (2, 1))
-    lengths = Length()(layer(u, mask=mask))
+    lengths = Length()(output_of(layer, u, mask=mask))
     np.testing.assert_allclose(
         ops.convert_to_numpy(lengths), ops.convert_to_numpy(expected), atol=1e-6
     )
@@ -124,9 +131,9 @@ def test_a_loss_of_lengths_gets_no_mask_of_capsules():
 def test_integers_are_taken_as_floats():
     u, W = np.arange(18).reshape(2, 3, 3) % 4, array(2, 3, 5, 3, scale=0.2)
     for layer in (capsule_layer(W), Squash(), Length()):
-        expected = ops.convert_to_numpy(layer(u.astype("float32")))
+        expected = ops.convert_to_numpy(output_of(layer, u.astype("float32")))
         assert abs(expected).max() > 0.1
-        result = ops.convert_to_numpy(layer(u))
+        result = ops.convert_to_numpy(output_of(layer, u))
         np.testing.assert_allclose(result, expected, atol=1e-6)
 
 
@@ -167,7 +174,7 @@ def test_layers_give_the_dtype_that_they_tell(policy):
         x = PrimaryCap(inputs, 4, 2, 5, 2, "valid", conv="spectral")
         v = CapsuleLayer(3, 5)(x)
         model = keras.Model(inputs, [x, v, Length()(v), Mask()(v)])
-        outputs = model(array(2, 11, 11, 1))
+        outputs = output_of(model, array(2, 11, 11, 1))
     finally:
         keras.config.set_dtype_policy("float32")
     dtypes = [keras.backend.standardize_dtype(output.dtype) for output in outputs]
@@ -200,7 +207,7 @@ def test_unknown_batch_size_in_the_graph():
 
 
 @pytest.mark.parametrize(
-    "sizes", [[10], [50], [8, 3]], ids=["10 classes", "50 classes", "two layers"]
+    "sizes", [[10], [50], [8, 3]], ids=["10_classes", "50_classes", "two_layers"]
 )
 def test_training_starts_at_once_and_stays_finite(sizes):
     n_class = sizes[-1]
@@ -251,7 +258,7 @@ def test_primary_capsules_give_the_recorded_values(recorded, form):
         "primarycap_reshape",
         "primarycap_squash",
     ]
-    result = model.predict(recorded["primary_in"], verbose=0)
+    result = predicted(model, recorded["primary_in"])
     np.testing.assert_allclose(result, recorded["primary_out"], atol=1e-5)
 
 
@@ -272,7 +279,7 @@ def test_channels_first_make_the_same_capsules():
         inputs = keras.Input(images.shape[1:])
         keras.utils.set_random_seed(0)
         capsules = PrimaryCap(inputs, 4, 2, 5, 2, "valid", data_format=data_format)
-        outputs.append(keras.Model(inputs, capsules).predict(images, verbose=0))
+        outputs.append(predicted(keras.Model(inputs, capsules), images))
     np.testing.assert_allclose(*outputs, atol=1e-5)
 
 
@@ -288,7 +295,7 @@ def test_a_saved_model_loads_in_safe_mode(tmp_path):
     model, x = small_model(), array(2, 14, 14, 1)
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras", safe_mode=True)
-    for a, b in zip(model.predict(x, verbose=0), loaded.predict(x, verbose=0)):
+    for a, b in zip(predicted(model, x), predicted(loaded, x)):
         np.testing.assert_allclose(a, b, atol=1e-6)
     for before, after in zip(model.layers, loaded.layers):
         assert before.get_config() == after.get_config()
@@ -306,7 +313,7 @@ def test_a_batch_may_be_a_symbol():
     import jax
     from jax import export
 
-    layer = CapsuleLayer(3, 4)
+    layer = CapsuleLayer(3, 4, routings=2)
     layer.build((None, 6, 5))
 
     def call(x):
@@ -316,7 +323,8 @@ def test_a_batch_may_be_a_symbol():
     exported = export.export(jax.jit(call))(shape)
     for batch in (1, 7):
         x = array(batch, 6, 5)
-        np.testing.assert_allclose(exported.call(x), layer(x), atol=1e-6)
+        expected = output_of(layer, x)
+        np.testing.assert_allclose(exported.call(x), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -330,9 +338,8 @@ def test_layers_start_alive_at_any_depth(sizes, routings):
         x = CapsuleLayer(num_capsule, dim_capsule, routings)(x)
         outputs.append(Length()(x))
     images = np.random.default_rng(0).random((20, 20, 20, 1)) > 0.7
-    for lengths in keras.Model(inputs, outputs).predict_on_batch(
-        images.astype("float32")
-    ):
+    model = keras.Model(inputs, outputs)
+    for lengths in predicted(model, images.astype("float32")):
         assert 0.03 < np.mean(lengths) < 0.7
 
 

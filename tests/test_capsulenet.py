@@ -1,7 +1,7 @@
 import keras
 import numpy as np
 import pytest
-from helpers import assert_same_weights, options, small_capsnet, small_data
+from helpers import assert_same_weights, options, predicted, small_capsnet, small_data
 from keras import ops
 
 import capsulenet
@@ -38,14 +38,14 @@ def test_the_model_on_mnist_is_the_paper_s():
 def test_the_three_models_agree():
     model, evaluation, manipulation = small_capsnet()
     (x, _), _ = small_data(5)
-    lengths, by_longest = evaluation.predict(x, verbose=0)
+    lengths, by_longest = predicted(evaluation, x)
     longest = np.eye(3, dtype="float32")[lengths.argmax(1)]
-    lengths_again, by_label = model.predict([x, longest], verbose=0)
+    lengths_again, by_label = predicted(model, [x, longest])
     np.testing.assert_allclose(lengths_again, lengths, atol=1e-6)
     np.testing.assert_allclose(by_label, by_longest, atol=1e-6)
-    silent = manipulation.predict([x, longest, np.zeros((5, 3, 6))], verbose=0)
+    silent = predicted(manipulation, [x, longest, np.zeros((5, 3, 6), "float32")])
     np.testing.assert_allclose(silent, by_label, atol=1e-6)
-    noisy = manipulation.predict([x, longest, np.ones((5, 3, 6))], verbose=0)
+    noisy = predicted(manipulation, [x, longest, np.ones((5, 3, 6), "float32")])
     assert abs(noisy - silent).max() > 1e-3
 
 
@@ -55,7 +55,7 @@ def test_the_form_of_the_convolutions_does_not_change_the_model(conv):
     automatic = small_capsnet()[1]
     other = small_capsnet(conv=conv)[1]
     other.set_weights(automatic.get_weights())
-    for a, b in zip(automatic.predict(x, verbose=0), other.predict(x, verbose=0)):
+    for a, b in zip(predicted(automatic, x), predicted(other, x)):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
@@ -75,7 +75,7 @@ def test_half_precision_keeps_outputs_and_weights_in_float32():
     exact = small_capsnet()[0]
     exact.set_weights(model.get_weights())
     (x, y), _ = small_data(6)
-    for a, b in zip(model.predict([x, y], verbose=0), exact.predict([x, y], verbose=0)):
+    for a, b in zip(predicted(model, [x, y]), predicted(exact, [x, y])):
         assert a.dtype == "float32"
         assert 0 < distance(a, b) < 0.01
     assert {weight.dtype for weight in model.weights} == {"float32"}

@@ -49,7 +49,7 @@ def test_a_capsule_is_drawn_as_manipulate_latent_draws_it(explorer, trained):
     x, y = trained.data[1]
     capsules, chosen = explorer.capsules(x[0]), int(y[0].argmax())
     ends = dimensions.MANIPULATIONS[[0, -1]]
-    expected = dimensions.manipulated(trained.trio[2], x[:1], y[:1], ends)[0]
+    expected = dimensions.manipulated(trained.trio[2], x[:1], y[0].argmax(), ends)[0]
     np.testing.assert_allclose(explorer.pairs(capsules, chosen), expected, atol=1e-5)
     amounts = np.zeros(6)
     for amount, image in zip(ends, expected[3]):

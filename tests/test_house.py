@@ -20,7 +20,10 @@ FLOORS = [
     {"demo", "main", "reproduce", "utils", "capsulenet-multi-gpu", "capsnet.__main__"},
     {"capsulenet", "capsnet.page"},
     {"capsnet.explorer", "capsnet.canvas", "capsnet.markup"},
-    {"capsnet.own_pictures", "capsnet.dimensions", "capsnet.routes"},
+    {
+        *("capsnet.own_pictures", "capsnet.dimensions", "capsnet.routes"),
+        *("capsnet.told_apart", "capsnet.bent"),
+    },
     {"capsnet.training"},
     {"capsnet.networks"},
     {"capsnet.weights", "capsnet.data", "capsnet.pictures", "capsnet.architecture"},

@@ -3,7 +3,7 @@ import argparse
 import keras
 import numpy as np
 import pytest
-from helpers import array
+from helpers import array, predicted
 from keras import ops
 
 import capsulenet
@@ -120,8 +120,8 @@ def test_any_keras_model_may_be_the_stem(tmp_path):
     path = str(tmp_path / "model.keras")
     models[0].save(path)
     loaded = keras.saving.load_model(path)
-    expected = models[0].predict_on_batch(x)
-    np.testing.assert_allclose(loaded.predict_on_batch(x), expected, atol=1e-6)
+    expected = predicted(models[0], x)
+    np.testing.assert_allclose(predicted(loaded, x), expected, atol=1e-6)
     assert capsulenet.architecture(models[0])["stem"] == "own"
 
 
@@ -165,10 +165,10 @@ def test_shared_transformations_are_those_of_a_layer_whose_weights_repeat(routin
     shared = capsulenet.CapsuleLayer(3, 5, routings, shared=True)
     plain = capsulenet.CapsuleLayer(3, 5, routings)
     u = array(2, 6, 4, 8)
-    v = ops.convert_to_numpy(shared(u))
+    v = predicted(shared, u)
     plain.build((None, 24, 8))
     plain.set_weights([np.tile(ops.convert_to_numpy(shared.W), (1, 6, 1, 1))])
-    same(plain(u.reshape(2, 24, 8)), v, atol=1e-5)
+    same(predicted(plain, u.reshape(2, 24, 8)), v, atol=1e-5)
     assert shared.W.shape == (3, 4, 5, 8)
 
 

@@ -3,7 +3,13 @@
 import keras
 import numpy as np
 import pytest
-from helpers import ROOT, array, gradient_of_a_slope, output_and_gradients
+from helpers import (
+    ROOT,
+    array,
+    gradient_of_a_slope,
+    output_and_gradients,
+    predicted,
+)
 from keras import ops
 
 from capsnet import routing
@@ -188,8 +194,8 @@ def test_shared_transformations_are_those_of_a_layer_whose_weights_repeat(name):
          for (n, x), w in zip(weights.items(), of_each.weights)]
     )  # fmt: skip
     u = array(2, 2, 3, 4, 6)
-    expected = ops.convert_to_numpy(of_each(u.reshape(2, 24, 6)))
-    np.testing.assert_allclose(ops.convert_to_numpy(shared(u)), expected, atol=1e-5)
+    expected = predicted(of_each, u.reshape(2, 24, 6))
+    np.testing.assert_allclose(predicted(shared, u), expected, atol=1e-5)
 
 
 def test_attention_is_that_of_efficient_capsnet():

@@ -33,6 +33,8 @@ CONVOLUTIONS = [
     (9, 9, 2, 2, 3, "valid"),  # stride beyond the kernel
     (60, 60, 1, 30, 1, "valid"),  # the largest transform
 ]
+if keras.backend.backend() != "tensorflow":  # NumPy computes where each pixel goes
+    CONVOLUTIONS = [*CONVOLUTIONS[4:7], *CONVOLUTIONS[-2:]]
 
 
 @pytest.mark.parametrize("form", ["spectral", "patches"])

@@ -12,7 +12,6 @@ from helpers import (
     classifier,
     options,
     read_log,
-    small_capsnet,
     small_data,
     small_train,
 )
@@ -29,7 +28,7 @@ def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(
 ):
     with_callback(SendsSignal(getattr(signal, name), epoch=1, step=2))
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    model = small_capsnet()[0]
+    model = classifier()
     args = options(tmp_path, seed=0, epochs=3)
     with pytest.raises(SystemExit) as stop, capsulenet.one_line_errors():
         train(model, small_data(), args, signals=True)
@@ -39,7 +38,7 @@ def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(
     assert f"Stopped by {name} in epoch 2 after step 3" in said
     assert "interrupted_model.h5" in said and "--resume goes on after epoch 1" in said
     assert len(read_log(tmp_path)) == 1 and (tmp_path / "log.png").exists()
-    saved = small_capsnet()[0]
+    saved = classifier()
     load_weights(saved, str(tmp_path / "interrupted_model.h5"))
     for a, b in zip(saved.get_weights(), model.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -107,7 +106,7 @@ def test_an_interrupted_run_leaves_the_average_of_its_weights(
     recorded = with_callback(Records())
     stop = SendsSignal(signal.SIGINT, epoch=1, step=2)
     with_callback(stop if steps == 8 else InterruptsValidation())
-    model, args = small_capsnet()[0], options(tmp_path, seed=0, epochs=3, ema=0.8)
+    model, args = classifier(), options(tmp_path, seed=0, epochs=3, ema=0.8)
     with pytest.raises(errors.Interrupted):
         train(model, small_data(), args, signals=True)
     assert len(recorded.steps) == steps

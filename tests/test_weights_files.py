@@ -5,7 +5,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from helpers import SMALL, assert_same_weights, small_capsnet
+from helpers import SMALL, assert_same_weights, predicted, small_capsnet
 
 from capsulenet import CapsNet, load_weights, save_weights
 
@@ -53,7 +53,7 @@ def test_files_that_keras_2_wrote(recorded_by_keras_2):
     path, x, lengths, reconstructions = recorded_by_keras_2
     trio = CapsNet((12, 12, 1), 3, **SMALL)
     load_weights(trio[0], path)
-    result = trio[1].predict(x, verbose=0)
+    result = predicted(trio[1], x)
     np.testing.assert_allclose(result[0], lengths, atol=1e-4)
     np.testing.assert_allclose(result[1], reconstructions, atol=1e-4)
 

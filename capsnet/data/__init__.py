@@ -1,26 +1,36 @@
 """Data sets, from files to batches."""
 
+from capsnet.data.affine import Bent, bent
 from capsnet.data.arrays import Data, is_class_name, load_npz
-from capsnet.data.batches import TrainingBatches, ValidationBatches
+from capsnet.data.batches import TrainingBatches, ValidationBatches, shows_several
 from capsnet.data.changes import inverse_transforms, shift_images, transform_images
 from capsnet.data.folders import load_folder, pictures_under
 from capsnet.data.images import fit_and_tell, fit_picture, read_picture
-from capsnet.data.sets import load, load_mnist
+from capsnet.data.pairs import Pairs, pad, paired, shown
+from capsnet.data.sets import load, load_for, load_mnist
 
 __all__ = [
+    "Bent",
     "Data",
+    "Pairs",
     "TrainingBatches",
     "ValidationBatches",
+    "bent",
     "fit_and_tell",
     "fit_picture",
     "inverse_transforms",
     "is_class_name",
     "load",
     "load_folder",
+    "load_for",
     "load_mnist",
     "load_npz",
+    "pad",
+    "paired",
     "pictures_under",
     "read_picture",
     "shift_images",
+    "shown",
+    "shows_several",
     "transform_images",
 ]

@@ -18,12 +18,14 @@ class Data(typing.NamedTuple):
 
     `train` and `test` are pairs of images, float32 `(n, height, width, channels)` in
     [0, 1], and one-hot labels, float32 `(n, n_class)`; `class_names` are the names of
-    the classes, in the order of the labels.
+    the classes, in the order of the labels. `held_out` is a pair of training images and
+    labels that a training is validated on in place of the test, or None.
     """
 
     train: tuple
     test: tuple
     class_names: tuple
+    held_out: tuple | None = None
 
 
 def load_npz(path):
@@ -32,7 +34,8 @@ def load_npz(path):
     The file holds `x_train`, `y_train`, `x_test` and `y_test`: images of shape
     `(n, height, width)` or `(n, height, width, channels)`, unsigned integers, signed
     ones from 0 to 255 or floats in [0, 1], and labels of shape `(n,)`, integers or
-    strings. Each label that occurs is a class, in their order.
+    strings. Each label that occurs is a class, in their order. Or labels of shape `(n,
+    n_class)`, zeros and ones: an image may show several classes.
 
     Args:
         path: str. The file.
@@ -72,16 +75,10 @@ def _check_unpacked(path, members):
 
 def from_arrays(source, x_train, y_train, x_test, y_test, class_names=None):
     """Check arrays as `load_npz` takes them, and turn them into a `Data`."""
-    for y in (y_train, y_test):
-        if y.ndim != 1 or not len(y) or y.dtype.kind not in "iuUS":
-            raise ValueError(
-                f"{source}: labels must be integers or strings of shape (n,), not "
-                f"{y.dtype} {y.shape}"
-            )
-    if (y_train.dtype.kind in "US") != (y_test.dtype.kind in "US"):
-        raise ValueError(f"{source}: y_train is {y_train.dtype}, y_test {y_test.dtype}")
-    if class_names:
-        labels = np.arange(len(class_names))
+    of_several = y_train.ndim == y_test.ndim == 2
+    (_check_of_several if of_several else _check_labels)(source, y_train, y_test)
+    if class_names or of_several:
+        labels = np.arange(len(class_names) if class_names else y_train.shape[1])
     else:
         labels = np.unique(np.concatenate([np.unique(y_train), np.unique(y_test)]))
     if len(labels) < 2:
@@ -100,6 +97,9 @@ def from_arrays(source, x_train, y_train, x_test, y_test, class_names=None):
                 f"{source}: {len(labels)} classes are too many for {len(x)} images of "
                 f"{x.size // len(x)} pixels"
             )
+        if of_several:
+            splits.append((x, y.astype("float32")))
+            continue
         one_hot = np.eye(len(labels), dtype="float32")[np.searchsorted(labels, y)]
         splits.append((x, one_hot))
     if splits[0][0].shape[1:] != splits[1][0].shape[1:]:
@@ -116,6 +116,30 @@ def from_arrays(source, x_train, y_train, x_test, y_test, class_names=None):
                 "characters"
             )
     return Data(*splits, names)
+
+
+def _check_labels(source, y_train, y_test):
+    for y in (y_train, y_test):
+        if y.ndim != 1 or not len(y) or y.dtype.kind not in "iuUS":
+            raise ValueError(
+                f"{source}: labels must be integers or strings of shape (n,), or zeros "
+                f"and ones of shape (n, n_class), not {y.dtype} {y.shape}"
+            )
+    if (y_train.dtype.kind in "US") != (y_test.dtype.kind in "US"):
+        raise ValueError(f"{source}: y_train is {y_train.dtype}, y_test {y_test.dtype}")
+
+
+def _check_of_several(source, y_train, y_test):
+    if y_train.shape[1] != y_test.shape[1]:
+        raise ValueError(
+            f"{source}: y_train {y_train.shape} and y_test {y_test.shape} are of "
+            "different classes"
+        )
+    for y in (y_train, y_test):
+        if not y.size or y.dtype.kind not in "biuf" or not np.isin(y, (0, 1)).all():
+            raise ValueError(
+                f"{source}: labels of shape {y.shape} must be zeros and ones"
+            )
 
 
 def is_class_name(name):

@@ -21,6 +21,32 @@ def _span(index, batch_size, share):
     return slice(start, start + own)
 
 
+def shows_several(y):
+    """Whether some images show several classes, or none, by their labels `(n, n_class)`."""
+    return bool(np.any(np.sum(y, axis=1) != 1))
+
+
+def check_can_be_paired(x, y):
+    """Raise a `ValueError` where images can't be overlapped with those of other classes."""
+    why = None
+    if x.shape[-1] > 1:
+        why = "they are coloured, and overlapped colours make others: --color gray"
+    elif shows_several(y):
+        why = "some show several classes already"
+    elif np.count_nonzero(np.sum(y, axis=0)) < 2:
+        why = "all show the same class"
+    if why:
+        raise ValueError(f"--pairs: these images can't be overlapped: {why}")
+
+
+def _partners(classes, first, rng):
+    """Draw for each image one of another class, each such image as likely."""
+    second = rng.integers(len(classes), size=len(first), dtype="int32")
+    while (alike := np.flatnonzero(classes[second] == classes[first])).size:
+        second[alike] = rng.integers(len(classes), size=alike.size)
+    return second
+
+
 class TrainingBatches(keras.utils.PyDataset):
     """Shuffled, randomly changed batches `((x, y), (y, x))` for the training model.
 
@@ -61,9 +87,18 @@ class TrainingBatches(keras.utils.PyDataset):
             Defaults to 0.
         balance: bool. Whether the images of all classes are drawn equally often, those
             of rare classes several times an epoch. Defaults to False.
+        overlap: int. Each image is overlapped with one of another class, both moved by
+            at most so many pixels in place of `shift_fraction`, and batches are `((x,
+            labels (B, 2, n_class)), (y, digits (B, 2, height, width, channels)))`: what
+            each of the two is, and how it looks alone. None for single images. Defaults
+            to None.
 
     Attributes:
-        commonest: float. The share of the commonest class among what is drawn.
+        commonest: float. The share of the commonest class among what is drawn; where
+            images show several, that of the commonest set of classes.
+
+    Raises:
+        ValueError: if images can't be overlapped.
     """
 
     def __init__(
@@ -85,22 +120,32 @@ class TrainingBatches(keras.utils.PyDataset):
         brightness=0.0,
         tint=0.0,
         balance=False,
+        overlap=None,
     ):
         super().__init__(workers=workers)
+        if overlap is not None:
+            check_can_be_paired(x, y)
         self.with_images = with_images
         self.xp = keras.ops if on_device else np
         self.placed = keras.ops.convert_to_tensor if on_device else np.asarray
         self.x, self.y = self.placed(x), self.placed(y)
         self.batch_size = _batch_size(batch_size, len(x), devices)
         self.share = share
+        self.parts = 1 if overlap is None else 2
         self.reach = [side * shift_fraction for side in x.shape[1:3]]
+        if overlap is not None:
+            self.reach = [overlap, overlap]
         self.rotation, self.zoom = rotation, zoom
         self.flip, self.brightness, self.tint = flip, brightness, tint
         shown = [np.flatnonzero(of_class) for of_class in np.transpose(y)]
         shown = [members for members in shown if len(members)]
         self.groups = shown if balance else [np.arange(len(x))]
-        most = max(map(len, shown))
-        self.commonest = 1 / len(shown) if balance else most / len(x)
+        self.commonest = 1 / len(shown) if balance else max(map(len, shown)) / len(x)
+        if shows_several(y):
+            self.commonest = np.unique(y, axis=0, return_counts=True)[1].max() / len(x)
+        if self.parts > 1:  # as often as the two commonest classes meet
+            self.commonest = 2 * np.prod(np.sort(np.mean(y, axis=0))[-2:])
+        self.classes = np.argmax(y, 1)
         self.whole = shifts == "whole"
         if self.whole:
             # The small surplus keeps 0.29 * 100 from becoming 28 pixels.
@@ -112,6 +157,8 @@ class TrainingBatches(keras.utils.PyDataset):
         """Draw the order and the changes of an epoch, to be called where it begins."""
         rng = np.random.default_rng((self.seed, epoch))
         self.order = np.resize(self._order(rng), len(self) * self.batch_size)
+        if self.parts > 1:
+            self.order = np.append(self.order, _partners(self.classes, self.order, rng))
         n = len(self.order)
         if self.whole:
             shifts = [rng.integers(-r, r + 1, n, "int32") for r in self.reach]
@@ -145,6 +192,19 @@ class TrainingBatches(keras.utils.PyDataset):
     def __getitem__(self, index):
         """Return batch `index` of the epoch."""
         span = _span(index, self.batch_size, self.share)
+        x, y = self._changed(span)
+        if self.parts == 1:
+            return ((x, y), (y, x)) if self.with_images else (x, y)
+        all_first = len(self) * self.batch_size
+        second = slice(span.start + all_first, span.stop + all_first)
+        digits, labels = (
+            self.xp.stack(pair, 1) for pair in zip((x, y), self._changed(second))
+        )
+        x, y = self.xp.minimum(self.xp.sum(digits, 1), 1), self.xp.sum(labels, 1)
+        return ((x, labels), (y, digits)) if self.with_images else (x, y)
+
+    def _changed(self, span):
+        """The images and labels whose turn it is, changed."""
         order = self.placed(self.order[span])
         x = self.xp.take(self.x, order, axis=0)
         y = self.xp.take(self.y, order, axis=0)
@@ -155,7 +215,7 @@ class TrainingBatches(keras.utils.PyDataset):
         if self.brightness or self.tint:
             factors, added = map(self.placed, (self.factors[span], self.added[span]))
             x = self.xp.clip(x * factors + added, 0, 1)
-        return ((x, y), (y, x)) if self.with_images else (x, y)
+        return x, y
 
 
 class ValidationBatches(keras.utils.PyDataset):
@@ -172,12 +232,24 @@ class ValidationBatches(keras.utils.PyDataset):
         with_images: bool. See `TrainingBatches`. Defaults to True.
         devices: int. See `TrainingBatches`. Defaults to 1.
         share: pair of int. See `TrainingBatches`. Defaults to `(0, 1)`.
+        digits: pair of arrays. The `labels` and `digits` of pairs, see
+            `capsnet.data.Pairs`. Defaults to None.
     """
 
-    def __init__(self, x, y, batch_size, with_images=True, devices=1, share=(0, 1)):
+    def __init__(
+        self,
+        x,
+        y,
+        batch_size,
+        with_images=True,
+        devices=1,
+        share=(0, 1),
+        digits=None,
+    ):
         super().__init__()
         self.with_images = with_images
         self.x, self.y = x, y
+        self.labels, self.targets = digits or (y, x)
         self.batch_size = _batch_size(batch_size, len(x), devices)
         self.share = share
 
@@ -191,7 +263,9 @@ class ValidationBatches(keras.utils.PyDataset):
         indices = np.arange(span.start, span.stop)
         real = indices < len(self.x)
         weights = real.astype("float32") * (len(self) * self.batch_size / len(self.x))
-        x, y = (a[np.minimum(indices, len(self.x) - 1)] for a in (self.x, self.y))
+        arrays = (self.x, self.y, self.labels, self.targets)
+        x, y, labels, targets = (a[np.minimum(indices, len(a) - 1)] for a in arrays)
         if not self.with_images:
             return x, y, weights
-        return (x, y), (y, x), (weights, weights[:, np.newaxis, np.newaxis])
+        of_targets = weights.reshape(-1, *(1,) * (targets.ndim - 2))
+        return (x, labels), (y, targets), (weights, of_targets)

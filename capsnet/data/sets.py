@@ -9,10 +9,13 @@ import pickle
 import keras
 import numpy as np
 
+from capsnet.data.affine import bent, load_mat, margin_of, placed
 from capsnet.data.arrays import Data, from_arrays, load_npz
+from capsnet.data.batches import check_can_be_paired
 from capsnet.data.folders import load_folder
+from capsnet.data.pairs import pad, paired
 from capsnet.files import keras_home
-from capsnet.options import check_dataset
+from capsnet.options import are_held_out, are_paired, check_dataset
 
 MNIST_PATH = str(pathlib.Path(__file__).parents[2] / "data" / "mnist.npz")
 """The MNIST that a clone of this project has beside its package."""
@@ -37,7 +40,17 @@ _CIFAR10 = (
 )
 
 
-def load(name, image_size=None, color="auto", test_share=0.2, seed=0):
+def load(
+    name,
+    image_size=None,
+    color="auto",
+    test_share=0.2,
+    seed=0,
+    overlap=None,
+    test_size=10_000,
+    hold_out=False,
+    affnist=None,
+):
     """Load a data set by its name, from a folder of pictures, or from an `.npz` file.
 
     Args:
@@ -47,15 +60,75 @@ def load(name, image_size=None, color="auto", test_share=0.2, seed=0):
         color: `"auto"`, `"gray"` or `"rgb"`, for a folder.
         test_share: float. Share of a folder's pictures that are kept for the test.
         seed: int. Draws those.
+        overlap: int, optional. Images get a margin, and the test is of pairs that are
+            moved by at most so many pixels, see `paired`.
+        test_size: int. Of so many pairs, or bent digits. Defaults to 10,000.
+        hold_out: bool. Whether `HELD_OUT` training images are held out, to validate on.
+        affnist: str, optional. A file of the original affNIST, to test on.
 
     Returns:
-        A `Data`.
+        A `Data`; its `test` is a `capsnet.data.Pairs` if there is an `overlap`.
 
     Raises:
         OSError: if a file can't be read.
-        ValueError: if it is no data set; the message says what is wrong.
+        ValueError: if it is no data set, or can't be paired; the message says why.
     """
-    if name == "mnist":
+    data = _load(name, image_size, color, test_share, seed)
+    if name == "affnist":
+        data = _affine(data, test_size, affnist)
+    elif overlap is not None:
+        check_can_be_paired(*data.train)
+        (x_train, y_train), (x_test, y_test) = data.train, data.test
+        test = paired(pad(x_test), y_test, test_size, overlap)
+        data = Data((pad(x_train), y_train), test, data.class_names)
+    return _hold_out(data, name, overlap) if hold_out else data
+
+
+def _affine(data, test_size, affnist):
+    """MNIST with margins, and a test of bent digits."""
+    (x_train, y_train), (x_test, y_test) = data.train, data.test
+    x_train = margin_of(x_train)
+    if affnist is None:
+        test = bent(margin_of(x_test), y_test, test_size)
+    else:
+        typical = np.stack([x_train[of > 0].mean(0)[..., 0] for of in y_train.T])
+        test = load_mat(affnist, typical)
+    return Data((x_train, y_train), test, data.class_names)
+
+
+HELD_OUT = 5000
+"""Training images that are held out, or a quarter of them where that is less."""
+
+
+def _hold_out(data, name, overlap):
+    """Hold out some training images, to validate on."""
+    x, y = data.train
+    order = np.random.default_rng(0).permutation(len(x))
+    count = min(HELD_OUT, len(x) // 4)
+    train, held_out = ((x[p], y[p]) for p in (order[count:], order[:count]))
+    if name == "affnist":
+        held_out = placed(*held_out)
+    elif overlap is not None:
+        held_out = paired(*held_out, shift=overlap)
+    return data._replace(train=train, held_out=held_out)
+
+
+def load_for(args):
+    """Load the data set that the command line asks for, a namespace with all options."""
+    return load(
+        args.dataset,
+        args.image_size,
+        args.color,
+        args.test_share,
+        overlap=args.overlap_shift if are_paired(args) else None,
+        test_size=args.test_size,
+        hold_out=are_held_out(args),
+        affnist=args.affnist,
+    )
+
+
+def _load(name, image_size, color, test_share, seed):
+    if name in ("mnist", "multimnist", "affnist"):
         return Data(*load_mnist(), tuple("0123456789"))
     if name == "fashion_mnist":
         return _load_fashion_mnist()

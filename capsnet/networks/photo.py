@@ -77,17 +77,18 @@ def PhotoCapsNet(
     size = (dim_primary, n_channels, 1, 1, "valid")
     form = {"data_format": "channels_last", "kernel_initializer": "glorot_uniform"}
     primarycaps = PrimaryCap(features, *size, **form)
-    by_place = _by_place(primarycaps, n_channels)
+    places = by_place(primarycaps, n_channels)
     # Layer 4: the class capsules.
     how = {"routing": "dynamic", **how}
     routings = routings or (1 if how["routing"] == "dynamic" else None)
     size = (n_class, dim_capsule, routings)
-    how = {"kernel_initializer": _first_weights(by_place, *size, **how), **how}
-    digitcaps = class_capsules(by_place, *size, shared=True, **how)
+    how = {"kernel_initializer": _first_weights(places, *size, **how), **how}
+    digitcaps = class_capsules(places, *size, shared=True, **how)
     return trio(x, digitcaps, decoder, most=DRAWN, name="photo")
 
 
-def _by_place(capsules, n_channels):
+def by_place(capsules, n_channels):
+    """Give capsules `(B, I, D)` the shape `(B, positions, n_channels, D)`."""
     shape = (-1, n_channels, capsules.shape[-1])
     return layers.Reshape(shape, dtype=capsules.dtype, name="places")(capsules)
 

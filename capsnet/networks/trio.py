@@ -8,7 +8,7 @@ References:
 import math
 
 import keras
-from keras import layers
+from keras import layers, ops
 
 from capsulelayers import CapsuleLayer, Length, Mask, full_dtype
 
@@ -78,6 +78,30 @@ def trio(x, digitcaps, decoder=True, most=None, name=None):
     return train_model, eval_model, manipulate_model
 
 
+def of_pairs(model):
+    """Make the training model of pictures that show two classes, each drawn alone.
+
+    The decoder runs once for each of the two, on its capsule (Sabour et al. 2017,
+    section 6).
+
+    Args:
+        model: the training model of a trio, whose layers and weights it shares.
+
+    Returns:
+        A model of `[images, labels (B, 2, n_class)]` to `[lengths (B, n_class),
+        reconstructions (B, 2, height, width, channels)]`; without a decoder `model`.
+    """
+    if len(model.outputs) == 1:
+        return model
+    x, y = model.inputs
+    labels = layers.Input(shape=(2, y.shape[1]))
+    capsules, decoder = (model.get_layer(n) for n in ("digitcaps", "decoder"))
+    mask = Mask(dtype=full_dtype())
+    drawn = [decoder(mask([capsules.output, labels[:, i]])) for i in (0, 1)]
+    outputs = [model.outputs[0], ops.stack(drawn, axis=1)]
+    return keras.Model([x, labels], outputs, name=model.name)
+
+
 def _decoder(image_shape, size, most):
     """The decoder of capsules of `size` numbers, see `trio`."""
     full = full_dtype()
@@ -100,3 +124,23 @@ def _decoder(image_shape, size, most):
         ],
         name="decoder",
     )
+
+
+def start_as_the_authors(models):
+    """Set weights to what they start from in `research/capsules` of Sarasra/models.
+
+    Args:
+        models: the trio of `capsulenet.CapsNet`, with a bias of the class capsules.
+
+    Returns:
+        `models`.
+    """
+    # What the second convolution gives is shared out there, to as many channels.
+    channels = models[0].get_layer("primarycap_conv2d").filters
+    channels /= models[0].get_layer("primarycap_reshape").target_shape[-1]
+    deviations = {"conv1": 0.05, "primarycap_conv2d": 0.1 / channels, "digitcaps": 0.1}
+    for name, stddev in deviations.items():
+        kernel, bias = models[0].get_layer(name).weights
+        kernel.assign(keras.initializers.TruncatedNormal(stddev=stddev)(kernel.shape))
+        bias.assign(keras.initializers.Constant(0.1)(bias.shape))
+    return models

@@ -210,6 +210,35 @@ class DeadCapsules(keras.callbacks.Callback):
         )
 
 
+class Until(keras.callbacks.Callback):
+    """End a training with the first epoch that validates so well.
+
+    Args:
+        accuracy: float. From this on it ends; 0 for never.
+        monitor: str. What is compared, as the log names it.
+        log: list of dicts, the log of the epochs that a run goes on from.
+
+    Attributes:
+        reached: bool. Whether the last epoch did.
+    """
+
+    def __init__(self, accuracy, monitor, log=()):
+        super().__init__()
+        self.accuracy, self.monitor = accuracy or math.inf, monitor
+        self.reached = bool(log) and float(log[-1][monitor]) >= self.accuracy
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Compare."""
+        self.reached = logs[self.monitor] >= self.accuracy
+        if self.reached:
+            self.model.stop_training = True
+            print(
+                f"\nStopped after epoch {epoch + 1}: {self.monitor} "
+                f"{logs[self.monitor]:.4f} reaches --until {self.accuracy}",
+                flush=True,
+            )
+
+
 class NoBetterThanGuessing(keras.callbacks.Callback):
     """Warn where an epoch's accuracy is that of always guessing the commonest class.
 

@@ -1,7 +1,9 @@
 """One training: batches, callbacks, checkpoints, and how it ends."""
 
 import contextlib
+import csv
 import importlib.util
+import io
 import os
 import signal
 
@@ -79,14 +81,26 @@ def run(model, data, args, compile_model, signals=False):
             raise Interrupted(interruption.number)
 
 
+def trained(args):
+    """Return where the weights of a training lie that has ended."""
+    return os.path.join(args.save_dir, "trained_model.h5")
+
+
+def has_ended(args):
+    """Whether a training has ended and not paused, on one device, which can test."""
+    return devices.replicas() == 1 and os.path.exists(trained(args))
+
+
 def _finish(model, args, end, batches):
     """Write the trained model and the curves, or say that the training is paused."""
     if end < args.epochs:
         print(f"Paused after epoch {end} of {args.epochs}; --resume goes on")
         return
-    weights = os.path.join(args.save_dir, "trained_model.h5")
+    weights = trained(args)
     kept = _kept_with_weights(model, args)
-    if has_capsules(model) and devices.replicas() == 1:
+    if args.shown != "one":
+        kept["thresholds"] = verdict.of_several(args.shown)
+    elif has_capsules(model) and devices.replicas() == 1:
         kept["thresholds"] = verdict.learned(model, batches, args.epochs)
     save_weights(model, weights, kept)
     print(f"Trained model saved to {weights}")
@@ -101,6 +115,7 @@ def _fit(model, data, args, compile_model, watching):
     if args.seed is None:
         args.seed = devices.draw_seed()
     batches, validation_batches = _batches(model, data, args)
+    args.shown = datasets.shown(data[0][1], options.are_paired(args))
     compile_model(model, args, len(batches))
     resources.check_step(model, batches.batch_size)
     print(resources.describe(model, batches.batch_size))
@@ -119,6 +134,9 @@ def _fit(model, data, args, compile_model, watching):
             )
     if args.pause_after:
         end = min(end, begin + args.pause_after)
+    log = csv.DictReader(io.StringIO(checkpoint["log"])) if checkpoint else ()
+    until = callbacks.Until(args.until, _monitor(model), list(log))
+    end = begin if until.reached else end
     used = callbacks_of(model, args, batches, start, checkpoint, data[1][0])
     if host == 0 and checkpoint is None:  # now that nothing can be refused any more
         folder.set_aside(args.save_dir)
@@ -130,17 +148,28 @@ def _fit(model, data, args, compile_model, watching):
             verbose=args.verbose,
             shuffle=False,  # the batches bring their own order
             validation_data=validation_batches,
-            callbacks=[*used, *watching],
+            callbacks=[*used, until, *watching],
         )
     except ValueError as error:
         error.add_note(DEFECT)
         raise
-    return end, batches
+    return args.epochs if until.reached else end, batches
+
+
+def _monitor(model):
+    """What the log calls the accuracy that tells how good an epoch is."""
+    return "val_capsnet_accuracy" if len(model.outputs) > 1 else "val_accuracy"
 
 
 def _batches(model, data, args):
     """The batches of training and validation."""
     train, validation = data
+    overlap, digits = None, None
+    if options.are_paired(args):
+        overlap = args.overlap_shift
+        if not isinstance(validation, datasets.Pairs):
+            validation = datasets.paired(*validation, shift=overlap)
+        digits = validation.labels, validation.digits
     shared = {
         "devices": devices.replicas(),
         "share": devices.host(),
@@ -160,14 +189,21 @@ def _batches(model, data, args):
         brightness=args.brightness,
         tint=args.tint,
         balance=args.balance == "yes",
+        overlap=overlap,
         **shared,
     ), datasets.ValidationBatches(
-        *validation, args.test_batch_size or args.batch_size, **shared
+        *validation,
+        args.test_batch_size or args.batch_size,
+        digits=digits,
+        **shared,
     )
 
 
 def _check_what_is_kept(model, args):
-    """Raise a `ValueError` where a trained model could not be written or read again."""
+    """Raise a `ValueError` where what is asked for can't be trained, or not be kept."""
+    other = args.lam_recon not in (0, options.DEFAULTS["lam_recon"])
+    if other and len(model.outputs) == 1:
+        raise ValueError(f"--lam_recon {args.lam_recon}: the network has no decoder")
     if any(
         keras.backend.standardize_dtype(w.dtype) == "bfloat16" for w in model.weights
     ):
@@ -205,6 +241,10 @@ def _save_interrupted(model, args, number, where):
     return "\n".join(said)
 
 
+_SIDES = {"mnist": 28, "multimnist": 36}
+"""Of the images of digits that fill 20 of 28 pixels, as pairs do on average."""
+
+
 def _kept_with_weights(model, args):
     """What travels with the weights, so that `--predict` needs no flags."""
     if not has_capsules(model):
@@ -214,7 +254,7 @@ def _kept_with_weights(model, args):
     return {
         "architecture": built,
         "class_names": names,
-        "like_mnist": args.dataset == "mnist" and built["input_shape"] == [28, 28, 1],
+        "like_mnist": _SIDES.get(args.dataset) == built["input_shape"][0],
     }
 
 
@@ -237,7 +277,6 @@ def callbacks_of(model, args, batches, start, checkpoint, x_test):
     last = [callbacks.AveragedWeights()] if args.ema else []
     if devices.host()[0] > 0:  # the first host writes
         return used + last
-    monitor = "val_capsnet_accuracy" if len(model.outputs) > 1 else "val_accuracy"
     used += [
         callbacks.EpochSeconds(),
         checkpoints.Checkpoints(
@@ -246,7 +285,7 @@ def callbacks_of(model, args, batches, start, checkpoint, x_test):
             start,
             args.keep_checkpoints,
             checkpoint,
-            monitor,
+            _monitor(model),
         ),
     ]
     used.append(callbacks.NoBetterThanGuessing(batches.commonest))
@@ -262,7 +301,8 @@ def callbacks_of(model, args, batches, start, checkpoint, x_test):
                 write_graph=False,
             )
         )
-        if args.draw_reconstructions and devices.replicas() == 1:
+        drawn = args.draw_reconstructions and not options.are_paired(args)
+        if drawn and devices.replicas() == 1:
             used.append(callbacks.Reconstructions(x_test[:10], args.save_dir))
     else:
         print(
@@ -275,10 +315,9 @@ def callbacks_of(model, args, batches, start, checkpoint, x_test):
 def _some_lengths(model, batches):
     """Capsule lengths of 100 to 199 training images, no more at once than in a step."""
     some = slice(None, None, max(1, len(batches.x) // 100))
-    inputs = [ops.convert_to_numpy(a[some]) for a in (batches.x, batches.y)]
     at_once = min(batches.batch_size, images_at_once(model))
-    outputs = predict_in_batches(model, inputs[: len(model.inputs)], at_once)
-    return outputs[0] if len(model.outputs) > 1 else outputs
+    lengths = keras.Model(model.inputs[0], model.outputs[0])
+    return predict_in_batches(lengths, [ops.convert_to_numpy(batches.x[some])], at_once)
 
 
 def _draw_epoch(model, batches, seed, epoch):

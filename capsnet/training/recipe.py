@@ -6,9 +6,10 @@ import numpy as np
 
 from capsnet import rules
 from capsnet.command_line import as_flags
-from capsnet.options import MODELS, NAMED_SETS
+from capsnet.data.affine import REACH
+from capsnet.options import MODELS, NAMED_SETS, are_paired
 
-OWN_ROUTING = {"efficient": "attention"}
+OWN_ROUTING = {"efficient": "attention", "shared": "none"}
 """What `--routing auto` is, where it is not dynamic."""
 
 TOLD = ("routing", "routings", "use_bias", "leaky")
@@ -81,10 +82,11 @@ def _choose_model(args, shape, from_weights, told):
         )
 
 
-def fit_to_data(args, labels, channels):
+def fit_to_data(args, labels, shape):
     """Give the options that the user left open values that suit the data.
 
-    Nothing changes for the paper's network on a set that is known by name. Else a batch
+    Nothing changes for the paper's network on a set that is known by name, but that the
+    weight of the reconstruction grows with the pixels of pairs. Else a batch
     is a twentieth of the images, 16 to 100; there are 1,000 steps, in 30 to 100 epochs;
     the learning rate falls as a cosine. The network for pictures routes once, and its
     pictures change in brightness and colour; Efficient-CapsNet's turn and change in size.
@@ -93,18 +95,44 @@ def fit_to_data(args, labels, channels):
     Args:
         args: namespace with all options; `given` names those that the user gave.
         labels: one-hot array `(n, n_class)` of the training images.
-        channels: int. Of an image.
+        shape: tuple `(height, width, channels)` of the images.
 
     Raises:
         ValueError: if an option is given that the network does not have.
     """
-    if "conv" in args.given and args.model != "capsnet":
+    if "conv" in args.given and args.model not in ("capsnet", "shared"):
         raise ValueError(_no_such_choice(args, "conv"))
     named = args.dataset in NAMED_SETS
     if args.balance == "auto":
         args.balance = "yes" if _are_uneven(labels.sum(0)) and not named else "no"
-    if named and args.model == "capsnet" and not args.authors:
-        return
+    suited = of_composed(args, shape)
+    if not named or args.model != "capsnet" or args.authors:
+        suited |= _suited(args, labels, shape)
+    chosen = {k: v for k, v in suited.items() if k not in args.given}
+    vars(args).update(chosen)
+    if chosen and not args.testing:
+        print(f"Chosen for {len(labels)} training images: {as_flags(chosen)}")
+
+
+def of_composed(args, shape):
+    """Return what suits images that are composed, as a dict of options.
+
+    The weight of the reconstruction grows with the pixels, from 0.392 for 28 x 28; and
+    upright digits of affNIST are moved, but not bent.
+
+    Args:
+        args: namespace with all options.
+        shape: tuple `(height, width, channels)` of the images.
+    """
+    suited = {}
+    if are_paired(args) or args.dataset == "affnist":
+        suited["lam_recon"] = round(0.0005 * math.prod(shape), 4)
+    if args.dataset == "affnist":
+        suited["shift_fraction"] = REACH / shape[0]
+    return suited
+
+
+def _suited(args, labels, shape):
     batch = args.batch_size if "batch_size" in args.given else _batch_size(len(labels))
     epochs = math.ceil(1000 / math.ceil(len(labels) / batch))
     suited = {"batch_size": batch, "epochs": int(np.clip(epochs, 30, 100))}
@@ -112,22 +140,16 @@ def fit_to_data(args, labels, channels):
     if args.model == "photo":
         suited |= {} if "routing" in args.given else {"routings": 1}
         suited |= {"brightness": 0.2}
-        suited |= {"tint": 0.2} if channels > 1 else {}
+        suited |= {"tint": 0.2} if shape[2] > 1 else {}
     if args.model == "efficient":
-        suited |= {
-            "lr": 0.002,
-            "rotation": 15.0,
-            "zoom": 0.15,
-            "shifts": "interpolated",
-        }
+        suited |= {"lr": 0.002}
+        if not of_composed(args, shape):  # which have changes enough, or shall not
+            suited |= {"rotation": 15.0, "zoom": 0.15, "shifts": "interpolated"}
     if args.authors:  # their 0.96 each 2,000 steps
         batch = args.batch_size if "batch_size" in args.given else 128
         decay = 0.96 ** (math.ceil(len(labels) / batch) / 2000)
         suited = {"batch_size": batch, "lr_decay": round(decay, 5)}
-    chosen = {k: v for k, v in suited.items() if k not in args.given}
-    vars(args).update(chosen)
-    if not args.testing:
-        print(f"Chosen for {len(labels)} training images: {as_flags(chosen)}")
+    return suited
 
 
 def _batch_size(n):

@@ -29,7 +29,7 @@ def prepare(args):
     options.check_options(args)
     if args.deterministic:
         devices.make_deterministic()
-    data = datasets.load(args.dataset, args.image_size, args.color, args.test_share)
+    data = datasets.load_for(args)
     (x_train, y_train), args.class_names = data.train, data.class_names
     if "digit" not in args.given:
         args.digit = min(args.digit, y_train.shape[1] - 1)
@@ -40,7 +40,7 @@ def prepare(args):
     checkpoint = None if args.testing else resume.find(args)
     told, source = _told(args, stored, checkpoint)
     recipe.choose_network(args, x_train.shape[1:], told, source)
-    recipe.fit_to_data(args, y_train, x_train.shape[3])
+    recipe.fit_to_data(args, y_train, x_train.shape[1:])
     resumed = resume.check(args, checkpoint)
     args.seed = devices.draw_seed() if args.seed is None else args.seed
     keras.utils.set_random_seed(args.seed)

@@ -11,7 +11,7 @@ from helpers import ROOT, pixels, run_python
 pytestmark = pytest.mark.usefixtures("keras_home")
 
 
-def test_fashion_mnist_is_read_from_keras_files(tmp_path):
+def test_fashion_mnist_is_read_from_keras_files(tmp_path, monkeypatch):
     folder = os.path.join(os.environ["KERAS_HOME"], "datasets", "fashion-mnist")
     os.makedirs(folder)
     for split, n in (("train", 12), ("t10k", 7)):
@@ -29,6 +29,7 @@ def test_fashion_mnist_is_read_from_keras_files(tmp_path):
         "print(data.train[0].shape, data.test[1].shape, data.class_names[9])\n"
         "numpy.save('x_test.npy', data.test[0])"
     )
+    monkeypatch.setenv("KERAS_BACKEND", "numpy")  # which starts at once
     printed = run_python(program, tmp_path).splitlines()[-1]
     assert printed == "(12, 28, 28, 1) (7, 10) Ankle boot"
     x_test = np.load(tmp_path / "x_test.npy")

@@ -21,7 +21,7 @@ from capsnet.training import devices
 ENGINES = [n for n in ("tensorflow", "jax") if importlib.util.find_spec(n)]
 needs_jax = pytest.mark.skipif("jax" not in ENGINES, reason="several hosts need JAX")
 FLAGS = [
-    *("--device", "cpu", "--dataset", "digits.npz", "--batch_size", 20, "-r2"),
+    *("--device", "cpu", "--dataset", "digits.npz", "--batch_size", 20, "-r1"),
     *("--seed", 3, "--save_dir", "out"),
 ]
 
@@ -68,15 +68,30 @@ SMALL = f"""
 import functools, os, runpy, sys; sys.path.insert(0, {ROOT!r})
 import capsulenet
 from capsnet.training import devices
-capsulenet.CapsNet = functools.partial(capsulenet.CapsNet, filters=16, n_channels=4)
+small = functools.partial(capsulenet.CapsNet, filters=16, n_channels=4)
+capsulenet.NETWORKS["capsnet"] = small
 devices.PATIENCE = int(os.environ.get("PATIENCE", devices.PATIENCE))
 runpy.run_path({os.path.join(ROOT, SCRIPT)!r}, run_name="__main__")
 """
-"""The script with a smaller network, since its size does not matter to several hosts."""
+"""The script with a smaller network, since its size does not matter to several devices."""
 
 
 def small_command(*flags):
     return [sys.executable, "-c", SMALL, *map(str, (*FLAGS, *flags))]
+
+
+def run_small(folder, environment, *flags):
+    """Run the script, alone, to its end; what it printed."""
+    done = subprocess.run(
+        small_command(*flags),
+        cwd=folder,
+        env={**os.environ, **environment},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def start_host(number, address, folder, environment, *flags):
@@ -136,11 +151,12 @@ def test_two_devices_take_the_steps_of_one(folder, backend, cheap_jax, monkeypat
 
 
 @pytest.mark.parametrize("backend", ENGINES)
-def test_two_devices_train_and_test(folder, backend, cheap_jax, monkeypatch, capsys):
+def test_two_devices_train_and_test(
+    folder, backend, cheap_jax, monkeypatch, capsys, small_network
+):
     environment = {**cheap_jax, "KERAS_BACKEND": backend}
-    done = run_script(SCRIPT, *FLAGS, "--epochs", 2, cwd=folder, **environment)
-    assert done.returncode == 0, done.stderr
-    accuracy = float(done.stdout.split("Test acc: ")[1].split()[0])
+    printed = run_small(folder, environment, "--epochs", 2)
+    accuracy = float(printed.split("Test acc: ")[1].split()[0])
     with open(folder / "out" / "log.csv") as file:
         column = file.readline().split(",").index("val_capsnet_accuracy")
         assert accuracy == pytest.approx(
@@ -148,7 +164,7 @@ def test_two_devices_train_and_test(folder, backend, cheap_jax, monkeypatch, cap
         )
     if backend == keras.backend.backend():  # capsulenet.py reads the file
         monkeypatch.chdir(folder)
-        flags = ["--dataset", "digits.npz", "-r2", "-t", "--save_dir", "seen"]
+        flags = ["--dataset", "digits.npz", "-r1", "-t", "--save_dir", "seen"]
         capsulenet.main([*flags, "-w", "out/trained_model.h5"])
         assert f"Test acc: {accuracy:.4f}" in capsys.readouterr().out
 
@@ -159,16 +175,7 @@ def test_two_hosts_are_as_one_with_two_devices_and_one_may_die(folder, cheap_jax
         return [start_host(i, address, folder, cheap_jax, *flags) for i in range(2)]
 
     def alone(*flags):
-        done = subprocess.run(
-            small_command(*flags),
-            cwd=folder,
-            env={**os.environ, **cheap_jax},
-            check=False,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        return run_small(folder, cheap_jax, *flags)
 
     with coordinator() as address:
         hosts = both(address, "--epochs", 2)

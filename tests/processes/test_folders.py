@@ -56,7 +56,7 @@ def test_three_runs_into_one_folder_leave_three_trained_models(
 
 @pytest.mark.skipif(not shutil.which("git"), reason="needs git")
 def test_the_shipped_model_is_moved_and_git_s_way_back_is_told(
-    tmp_path, monkeypatch, data_file, capsys
+    tmp_path, monkeypatch, data_file, capsys, small_network
 ):
     monkeypatch.chdir(tmp_path)
     shipped = {
@@ -68,7 +68,7 @@ def test_the_shipped_model_is_moved_and_git_s_way_back_is_told(
     subprocess.run("git init -q && git add result", shell=True, check=True)
     (tmp_path / "result" / "mnist.csv").write_bytes(b"another row")
     shipped["mnist.csv"] = b"another row"
-    capsulenet.main(["--dataset", str(data_file), "--epochs", "1"])
+    capsulenet.main(["--dataset", str(data_file), "--epochs", "1", "-r1"])
     told = capsys.readouterr().out.splitlines()
     stay = {"README.md", "mnist.csv", "mnist_held_out.csv"}
     after = files_under(tmp_path / "result")

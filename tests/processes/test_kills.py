@@ -12,7 +12,7 @@ from helpers import h5_arrays, run_killed
 NETWORK = [
     *("--num-conv-out-channel", 4, "--primary-unit-size", 4, "--num-primary-unit", 2),
     *("--output-unit-size", 4, "--num-classes", 2, "--batch-size", 8),
-    *("--input-width", 17, "--input-height", 17),
+    *("--input-width", 17, "--input-height", 17, "--num-routing", 1),
 ]
 OPERATIONS = 22
 """On files, by which an epoch is kept; a few more where it is the best so far."""

@@ -18,7 +18,9 @@ def rows(path):
         return list(csv.DictReader(file))
 
 
-def test_a_run_killed_anywhere_ends_with_the_same_table(tmp_path, squares, monkeypatch):
+def test_a_run_killed_anywhere_ends_with_the_same_table(
+    tmp_path, squares, monkeypatch, small_network
+):
     flags = flags_for(squares, "--variants", "v1", "--trials=1", "--epochs=3")
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     whole.mkdir(), broken.mkdir()

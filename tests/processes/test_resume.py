@@ -8,10 +8,10 @@ import main
 
 
 def test_a_run_goes_on_with_the_weights_that_it_started_from(
-    tmp_path, data_file, capsys
+    tmp_path, data_file, capsys, small_network
 ):
     for name in ("a", "b"):
-        model = capsulenet.CapsNet((17, 17, 1), 2, 1)[0]
+        model = small_network((17, 17, 1), 2, 1)[0]
         capsulenet.save_weights(model, str(tmp_path / f"{name}.h5"))
     save_dir, first, other = (str(tmp_path / name) for name in ("run", "a.h5", "b.h5"))
     command = ["--dataset", str(data_file), "--save_dir", save_dir, "--resume"]
@@ -37,17 +37,19 @@ def test_a_run_goes_on_with_the_weights_that_it_started_from(
     assert f"started from {first} as it was then" in capsys.readouterr().err
 
 
-def test_capsulenet_goes_on_and_names_other_options(tmp_path, data_file, capsys):
+def test_capsulenet_goes_on_and_names_other_options(
+    tmp_path, data_file, capsys, small_network
+):
     save_dir = tmp_path / "run"
     command = ["--dataset", str(data_file), "--save_dir", str(save_dir), "--resume"]
-    command += ["--epochs", "1"]
+    command += ["--epochs", "1", "--routings", "1"]
     capsulenet.main(command)
     first = (save_dir / "log.csv").read_bytes()
     with pytest.raises(SystemExit) as stop:
         capsulenet.main([*command, "--lr", "0.5", "--routings", "2"])
     assert stop.value.code == 2
     said = capsys.readouterr().err.splitlines()[-1]
-    assert "--lr 0.5 (there: 0.001), --routings 2 (there: 3)" in said
+    assert "--lr 0.5 (there: 0.001), --routings 2 (there: 1)" in said
     capsulenet.main(command)
     assert "Resumed after epoch 1 of 1" in capsys.readouterr().out
     assert (save_dir / "log.csv").read_bytes() == first

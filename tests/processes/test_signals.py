@@ -35,12 +35,12 @@ def test_a_second_signal_ends_the_process_at_once(tmp_path):
 
 @pytest.mark.parametrize("front", [capsulenet, main, reproduce])
 def test_command_lines_take_over_signals(
-    tmp_path, monkeypatch, data_file, with_callback, capfd, front
+    tmp_path, monkeypatch, data_file, with_callback, capfd, front, small_network
 ):
     monkeypatch.chdir(tmp_path)
     with_callback(SendsSignal(signal.SIGTERM, epoch=0, step=0))
     flags = {
-        capsulenet: ["--batch_size", "20"],
+        capsulenet: ["--batch_size", "20", "-r1"],
         main: list(map(str, NETWORK)),
         reproduce: ["--variants", "v1", "--csv", "table.csv"],
     }

@@ -1,0 +1,115 @@
+"""What a network makes of digits that are bent out of shape: curves, and the digits.
+
+References:
+    Sabour, Frosst, Hinton. Dynamic Routing Between Capsules. NIPS 2017, section 5: trained
+        on digits that are upright, tested on those of affNIST.
+        https://arxiv.org/abs/1710.09829
+"""
+
+import csv
+import io
+import os
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from capsnet import pictures
+from capsnet.files import write_text
+
+BINS = 8
+"""Points of a curve."""
+
+WHAT = {"angle": "turned by, degrees", "shear": "sheared by", "scale": "size, factor"}
+"""The axes of `affnist.png`."""
+
+
+def curves(changes, right):
+    """Return which share of the digits is read, by how they were bent.
+
+    Args:
+        changes: dict of arrays `(n,)`, see `capsnet.data.Bent`.
+        right: boolean array `(n,)`.
+
+    Returns:
+        A list of dicts: `change`, `value`, the middle of a bin, `images` and `right` in it.
+    """
+    rows = []
+    for change, values in changes.items():
+        edges = np.linspace(values.min(), values.max(), BINS + 1)
+        of = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, BINS - 1)
+        for i in range(BINS):
+            among = right[of == i]
+            counts = {"images": len(among), "right": int(among.sum())}
+            middle = (edges[i] + edges[i + 1]) / 2
+            rows.append({"change": change, "value": round(float(middle), 4), **counts})
+    return rows
+
+
+def show(data, right, save_dir, network="network"):
+    """Write `affnist.csv` and `affnist.png`, the curves, and `affnist-digits.png`.
+
+    Args:
+        data: `capsnet.data.Bent`. Without its changes there are no curves.
+        right: boolean array `(n,)`, which of its images were read.
+        save_dir: str. The directory.
+        network: str. Its name, for the curves.
+    """
+    if data.changes is None:
+        return
+    rows = [{"network": network, **row} for row in curves(data.changes, right)]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(os.path.join(save_dir, "affnist.csv"), text.getvalue())
+    path = os.path.join(save_dir, "affnist.png")
+    plot_curves(rows, path)
+    print(f"Accuracy by angle, shear and size: {path}")
+    path = os.path.join(save_dir, "affnist-digits.png")
+    plot_digits(data.upright[:50], data.x[:50], path)
+    print(f"Test digits before and after: {path}")
+
+
+def plot_curves(rows, path):
+    """Draw accuracy by angle, shear and size, a curve a network.
+
+    Args:
+        rows: list of dicts as `curves` gives them, with `network`.
+        path: str. The picture to write.
+    """
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    networks = list(dict.fromkeys(row["network"] for row in rows))
+    for axes, (change, label) in zip(figure.subplots(1, 3, sharey=True), WHAT.items()):
+        for network, marker in zip(networks, "osD^vPX*" * len(networks)):
+            of = [r for r in rows if r["network"] == network and r["change"] == change]
+            shares = [100 * int(r["right"]) / max(1, int(r["images"])) for r in of]
+            values = [float(r["value"]) for r in of]
+            axes.plot(values, shares, marker=marker, label=network)
+        axes.set_xlabel(label)
+        axes.grid(alpha=0.3)
+    first = figure.axes[0]
+    first.set_ylabel("read, percent")
+    first.legend(fontsize="small")
+    figure.suptitle(
+        "digits that are bent (synthetic affNIST), by networks that saw none"
+    )
+    pictures.save_figure(figure, path)
+
+
+def plot_digits(before, after, path):
+    """Draw images, each above what became of it.
+
+    Args:
+        before: array `(n, height, width, 1)`, in [0, 1].
+        after: likewise.
+        path: str. The picture to write.
+    """
+    columns = 10
+    lines = -(-len(before) // columns)
+    figure = Figure(figsize=(columns, 2 * lines + 0.4), layout="constrained")
+    for axes in figure.subplots(lines, columns, squeeze=False).ravel():
+        axes.axis("off")
+    for axes, pair in zip(figure.axes, zip(before, after)):
+        axes.imshow(np.concatenate(pair)[..., 0], cmap="gray", vmin=0, vmax=1)
+    figure.suptitle("test digits, upright and below as they are tested", fontsize=10)
+    pictures.save_figure(figure, path)

@@ -1,0 +1,97 @@
+"""Two digits in one picture, overlapped, as in MultiMNIST.
+
+References:
+    Sabour, Frosst, Hinton. Dynamic Routing Between Capsules. NIPS 2017, section 6.
+        https://arxiv.org/abs/1710.09829
+    Their code, Sarasra/models, research/capsules/input_data/mnist/mnist_shift.py:
+        padded by 4 pixels, moved by up to 6, merged as `min(a + b, 255)`.
+"""
+
+import collections
+
+import numpy as np
+
+from capsnet.data.batches import TrainingBatches, shows_several
+
+TEST_SEED = 2017
+"""Draws the pairs of a test, so that all tests are of the same ones."""
+
+
+class Pairs(collections.namedtuple("Pairs", "x y")):
+    """Pictures of two overlapped images; unpacks as `(x, y)`.
+
+    Attributes:
+        x: array `(n, height, width, channels)`, in [0, 1]: the pictures.
+        y: array `(n, n_class)`, with 1 for both classes that a picture shows.
+        labels: array `(n, 2, n_class)`, one-hot: the class of each of the two.
+        digits: array `(n, 2, height, width, channels)`: each of the two alone.
+        blocks: function that gives an iterator over all pictures of the test, in blocks
+            of `Pairs`; what is held here is the first.
+        count: int. Pictures in all blocks.
+    """
+
+
+def shown(y, are_paired=False):
+    """Return how many classes the pictures of a training show.
+
+    Args:
+        y: array `(n, n_class)`, with 1 for each class that a picture shows.
+        are_paired: bool. Whether it overlaps each of them with another.
+
+    Returns:
+        `"one"`, `"two"`, or `"several"` where their number differs.
+    """
+    return "two" if are_paired else "several" if shows_several(y) else "one"
+
+
+def pad(images, margin=None):
+    """Add a margin to images, which stays zero.
+
+    Args:
+        images: array `(n, height, width, channels)`.
+        margin: int. Pixels on each side. Defaults to a seventh of the shorter side, 4
+            for MNIST, as in the authors' code.
+
+    Returns:
+        An array `(n, height + 2 * margin, width + 2 * margin, channels)`.
+    """
+    margin = min(images.shape[1:3]) // 7 if margin is None else margin
+    return np.pad(images, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
+
+
+def paired(x, y, count=None, shift=6, seed=TEST_SEED):
+    """Overlap images of different classes to the fixed pictures of a test.
+
+    Each block shows each image once as the first of a pair, with a second one that is
+    drawn evenly among those of other classes.
+
+    Args:
+        x: array `(n, height, width, 1)`, in [0, 1], with its margin.
+        y: one-hot array `(n, n_class)`.
+        count: int. Pictures. Defaults to n.
+        shift: int. Pixels that each of the two moves at most, in each direction.
+            Defaults to 6, as in the authors' code; their paper has 4.
+        seed: int. Draws the pairs.
+
+    Returns:
+        A `Pairs`.
+
+    Raises:
+        ValueError: if the images are coloured, or show several classes, or one alone.
+    """
+    count = len(x) if count is None else count
+
+    def blocks():
+        batches = TrainingBatches(x, y, len(x), seed=seed, overlap=shift)
+        for block in range(-(-count // len(x))):
+            batches.draw(block)
+            (pictures, labels), (classes, digits) = batches[0]
+            left = slice(count - block * len(x))
+            part = Pairs(pictures[left], classes[left])
+            part.labels, part.digits = labels[left], digits[left]
+            part.blocks, part.count = lambda part=part: iter([part]), len(part.x)
+            yield part
+
+    first = next(blocks())
+    first.blocks, first.count = blocks, count
+    return first

@@ -1,0 +1,72 @@
+"""Pictures that show several classes at once: which they are.
+
+References:
+    Sabour, Frosst, Hinton. Dynamic Routing Between Capsules. NIPS 2017, section 6: two
+        overlapped digits, told apart and each drawn alone.
+        https://arxiv.org/abs/1710.09829
+"""
+
+import keras
+from keras import ops
+
+LONG = 0.5
+"""Length from which a class capsule says that its class is there, where their number is
+not known: halfway between the two lengths that the margin loss asks for."""
+
+
+COUNTS = {"one": 1, "two": 2, "several": None}
+"""How many classes each picture shows, see `capsnet.data.shown`."""
+
+
+def present(lengths, shown):
+    """Tell which classes pictures show.
+
+    Args:
+        lengths: tensor or array `(n, n_class)`, lengths of the class capsules.
+        shown: str, of `COUNTS`: the longest one or two, or all that are at least `LONG`.
+
+    Returns:
+        A boolean tensor `(n, n_class)`.
+    """
+    count = COUNTS[shown]
+    if count is None:
+        return lengths >= LONG
+    return lengths >= ops.sort(lengths, axis=-1)[:, -count, None]
+
+
+def right(y, lengths, shown):
+    """Tell of which pictures exactly the classes are told that they show.
+
+    Args:
+        y: tensor or array `(n, n_class)`, with 1 for each class that a picture shows.
+        lengths: see `present`.
+        shown: likewise.
+
+    Returns:
+        A boolean array `(n,)`.
+    """
+    same = ops.equal(present(lengths, shown), ops.convert_to_tensor(y) > 0.5)
+    return ops.all(same, axis=-1)
+
+
+@keras.saving.register_keras_serializable(package="capsnet")
+class ExactSet(keras.metrics.MeanMetricWrapper):
+    """The share of pictures of which exactly the classes are told that they show.
+
+    Args:
+        shown: see `present`. Defaults to `"several"`.
+        name: str. Defaults to `"accuracy"`.
+        dtype: see `keras.metrics.Metric`.
+    """
+
+    def __init__(self, shown="several", name="accuracy", dtype=None):
+        super().__init__(
+            lambda y, lengths: ops.cast(right(y, lengths, shown), "float32"),
+            name,
+            dtype,
+        )
+        self.shown = shown
+
+    def get_config(self):
+        """Return the arguments of the constructor."""
+        return {"shown": self.shown, "name": self.name, "dtype": self.dtype}

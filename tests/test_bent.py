@@ -1,0 +1,30 @@
+import csv
+
+import numpy as np
+
+from capsnet import bent
+from capsnet.data import Bent
+
+
+def test_a_curve_counts_each_image_once_where_it_was_bent():
+    angle = np.array([-20.0, -19, 0.1, 20])
+    rows = bent.curves({"angle": angle}, np.array([True, False, True, True]))
+    assert [row["images"] for row in rows] == [2, 0, 0, 0, 1, 0, 0, 1]
+    assert [row["right"] for row in rows] == [1, 0, 0, 0, 1, 0, 0, 1]
+    assert (rows[0]["value"], rows[-1]["value"]) == (-17.5, 17.5)
+
+
+def test_the_pictures_and_the_table_are_written(tmp_path, figures):
+    rng = np.random.default_rng(0)
+    data = Bent(rng.random((60, 40, 40, 1)), np.eye(10)[np.arange(60) % 10])
+    data.changes = {k: rng.random(60) for k in ("angle", "shear", "scale")}
+    data.upright = data.x
+    bent.show(data, rng.random(60) < 0.5, str(tmp_path), "CapsNet")
+    with open(tmp_path / "affnist.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert sum(int(row["images"]) for row in rows) == 3 * 60
+    assert {row["network"] for row in rows} == {"CapsNet"}
+    curves, digits = figures
+    labels = [axes.get_xlabel() for axes in curves.axes]
+    assert labels == ["turned by, degrees", "sheared by", "size, factor"]
+    assert len(digits.axes) == 50

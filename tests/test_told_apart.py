@@ -1,0 +1,160 @@
+import keras
+import numpy as np
+import pytest
+from helpers import options, read_log
+
+import capsulenet
+from capsnet import data as datasets
+from capsnet import told_apart
+from capsnet.networks.trio import of_pairs
+from capsnet.verdict import of_several
+
+SMALL = {"filters": 8, "n_channels": 4, "dim_primary": 4, "dim_capsule": 6}
+
+
+def strokes(n):
+    """Bars in three directions on 18 x 18 pixels, one a class."""
+    y = np.arange(n) % 3
+    x = np.zeros((n, 18, 18, 1), "float32")
+    x[y == 0, 8:10, 4:14] = 1
+    x[y == 1, 4:14, 8:10] = 1
+    x[y == 2, 6:12, 6:12] = 0.7
+    return x, np.eye(3, dtype="float32")[y]
+
+
+@pytest.fixture(scope="module")
+def models():
+    keras.utils.set_random_seed(0)
+    return capsulenet.CapsNet((18, 18, 1), 3, 2, **SMALL)
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    return datasets.paired(*strokes(12), count=30, shift=2)
+
+
+def test_each_of_a_pair_is_drawn_from_its_own_capsule(models, pairs):
+    train, evaluate, _ = models
+    lengths, drawn = of_pairs(train).predict_on_batch([pairs.x, pairs.labels])
+    assert drawn.shape == (12, 2, 18, 18, 1)
+    for i in (0, 1):
+        alone = train.predict_on_batch([pairs.x, pairs.labels[:, i]])
+        np.testing.assert_allclose(drawn[:, i], alone[1], atol=1e-6)
+        np.testing.assert_allclose(lengths, alone[0], atol=1e-6)
+    reader = told_apart.Reader(evaluate)
+    capsules, other = reader.read(pairs.x)
+    np.testing.assert_allclose(other, lengths, atol=1e-6)
+    np.testing.assert_allclose(
+        reader.draw(capsules, pairs.labels[:, 1]), drawn[:, 1], atol=1e-6
+    )
+
+
+def test_a_network_without_a_decoder_is_trained_on_pairs_as_it_is():
+    model = capsulenet.CapsNet((18, 18, 1), 3, 2, decoder=False, **SMALL)[0]
+    assert of_pairs(model) is model
+
+
+class Knows:
+    """Stands for `Reader`: gives what it was told to give, and draws nothing."""
+
+    decoder = None
+
+    def __init__(self, *lengths):
+        self.lengths = iter(lengths)
+
+    def read(self, images):
+        lengths = next(self.lengths)
+        return lengths[:, :, None], lengths
+
+
+def test_what_is_printed_is_of_all_blocks(monkeypatch, pairs, capsys, tmp_path):
+    blocks = list(pairs.blocks())
+    lengths = [block.y * 0.9 for block in blocks]
+    lengths[2][0] = [0.9, 0.8, 0.7] * (1 - lengths[2][0]) + lengths[2][0] / 9
+    monkeypatch.setattr(told_apart, "Reader", lambda model: Knows(*lengths))
+    accuracy = told_apart.test(
+        None, pairs, capsulenet.options.complete(options(tmp_path))
+    )
+    assert accuracy == pytest.approx(29 / 30)
+    said = capsys.readouterr().out
+    assert "Test error: 3.33% (1 of 30 pictures: the two longest capsules" in said
+    assert "Digits found: 98.33% of those shown" in said
+
+
+def test_training_testing_and_resuming_on_pairs(tmp_path, capsys, figures):
+    x, y = strokes(60)
+    data = (x, y), datasets.paired(*strokes(12), count=30, shift=2)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    args = {"pairs": True, "overlap_shift": 2, "seed": 0, "epochs": 2, "lr": 0.01}
+
+    def train(folder, **more):
+        keras.utils.set_random_seed(0)
+        models = capsulenet.CapsNet((18, 18, 1), 3, 2, **SMALL)
+        capsulenet.train(models[0], data, options(folder, **args, **more))
+        return models
+
+    models = train(whole)
+    train(parts, pause_after=1)
+    train(parts, resume=True)
+    for a, b in zip(
+        models[0].get_weights(), train(parts, resume=True)[0].get_weights()
+    ):
+        np.testing.assert_array_equal(a, b)
+    first, last = read_log(whole)
+    assert last["loss"] < first["loss"] and "val_capsnet_accuracy" in last
+
+    (_, model, _), about = capsulenet.load_model(str(whole / "trained_model.h5"))
+    assert about["thresholds"] == of_several("two")
+    capsys.readouterr()
+    assert 0 <= capsulenet.test(model, data[1], options(whole)) <= 1
+    said = capsys.readouterr().out
+    assert "of 30 pictures" in said and "Reconstruction error: " in said
+    titles = [part.get_suptitle() for part in figures[-1].subfigs]
+    assert titles[-1] in told_apart.BANDS.values()
+
+
+def test_verdicts_of_such_a_network_count_the_long_capsules(models):
+    _, evaluate, _ = models
+    digitcaps = evaluate.get_layer("digitcaps")
+    before = digitcaps.get_weights()
+    digitcaps.set_weights([300 * w for w in before])  # so that some are long
+    x = strokes(12)[0] + np.random.default_rng(0).random((12, 18, 18, 1)) / 2
+    result = capsulenet.predict(evaluate, x, of_several("two"))
+    digitcaps.set_weights(before)
+    counts = (result.lengths >= 0.5).sum(1)
+    expected = [("none", "one", "two", "unsure")[count] for count in counts]
+    assert result.verdicts.tolist() == expected and result.strangeness is None
+
+
+def test_pictures_of_any_number_of_classes(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    y = (rng.random((80, 3)) < 0.5).astype("float32")
+    bars = np.eye(3, dtype="float32") @ strokes(3)[0].reshape(3, -1)
+    x = np.minimum(y @ bars, 1).reshape(-1, 18, 18, 1)
+    arrays = {"x_train": x[:60], "y_train": y[:60], "x_test": x[60:], "y_test": y[60:]}
+    np.savez(tmp_path / "several.npz", **arrays)
+    data = datasets.load(str(tmp_path / "several.npz"))
+    np.testing.assert_array_equal(data.train[1], y[:60])
+    models = capsulenet.CapsNet((18, 18, 1), 3, 2, **SMALL)
+    args = options(tmp_path, seed=0, epochs=2, lr=0.01)
+    capsulenet.train(models[0], (data.train, data.test), args)
+    assert "val_capsnet_accuracy" in read_log(tmp_path)[-1]
+    capsulenet.test(models[1], data.test, args)
+    said = capsys.readouterr().out
+    assert "of 20 pictures: the capsules of at least 0.5 are not those" in said
+    assert (tmp_path / "real_and_recon.png").exists()
+
+
+@pytest.mark.parametrize(
+    "labels, why",
+    [
+        (np.full((4, 3), 2), "must be zeros and ones"),
+        (np.ones((4, 1)), "one class only"),
+        (np.ones((4, 2, 2)), "of shape \\(n, n_class\\)"),
+    ],
+)
+def test_labels_that_are_none_are_refused(tmp_path, labels, why):
+    x, _ = strokes(4)
+    np.savez(tmp_path / "a.npz", x_train=x, y_train=labels, x_test=x, y_test=labels)
+    with pytest.raises(ValueError, match=why):
+        datasets.load(str(tmp_path / "a.npz"))
