@@ -138,8 +138,9 @@ def test_nothing_of_the_page_is_public_or_unbounded(shown):
     assert len(asks) > 8 and all(d["queue"] is not False for d in asks)
     assert blocks._queue.max_size == page.WAITING and blocks.api_open is False
     assert all(fn.concurrency_limit == 4 for fn in blocks.fns.values())
-    # Gradio's example of a file, for the page of an API that there is none of.
-    text = re.sub(r"https://github.com/gradio-app/gradio/raw/\S*", "", str(config))
+    for component in config["components"]:  # what an API's page would show
+        component.pop("example_inputs", None)
+    text = str(config)
     assert not re.search(r"https?://(?!www\.w3\.org)", text)
 
 
