@@ -23,23 +23,6 @@ def run(*args, cwd, backend=None, **environment):
     return run_script("capsulenet.py", *args, cwd=cwd, **environment)
 
 
-@pytest.fixture(scope="session")
-def digits(tmp_path_factory):
-    """A little of MNIST, three classes cut to 20 x 20 pixels, as an .npz file."""
-    (x_train, y_train), (x_test, y_test) = capsulenet.load_mnist()
-    arrays = {}
-    for split, x, y, n in (
-        ("train", x_train, y_train, 90),
-        ("test", x_test, y_test, 53),
-    ):
-        few = np.flatnonzero(y.argmax(1) < 3)[:n]
-        arrays[f"x_{split}"] = (x[few, 4:24, 4:24, 0] * 255).astype("uint8")
-        arrays[f"y_{split}"] = y[few].argmax(1)
-    path = tmp_path_factory.mktemp("data") / "digits.npz"
-    np.savez(path, **arrays)
-    return str(path)
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_train_then_test(tmp_path, digits, backend, call):
     common = ["--dataset", digits, "--save-dir", "out", "--seed", 3]
