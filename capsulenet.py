@@ -194,15 +194,15 @@ def compile_model(model, args, steps=1):
             `train`.
         steps: int. Steps an epoch. Defaults to 1.
     """
-    kind = "categorical" if args.shown == "one" else "binary"
+    shown = getattr(args, "shown", "one")
+    kind = "categorical" if shown == "one" else "binary"
     of_classes = MarginLoss() if has_capsules(model) else f"{kind}_crossentropy"
     outputs = len(model.outputs)
-    weight = args.lam_recon * (2 if args.shown == "two" else 1)
-    exact = "accuracy" if args.shown == "one" else ExactSet(args.shown)
+    exact = "accuracy" if shown == "one" else ExactSet(shown)
     model.compile(
         optimizer(args, steps),
         loss=[of_classes, "mse"][:outputs],
-        loss_weights=[1.0, weight][:outputs],
+        loss_weights=[1.0, args.lam_recon * (1 + (shown == "two"))][:outputs],
         weighted_metrics=[[exact], []][:outputs],
         jit_compile=resources.jit_compile(model),
         steps_per_execution=resources.steps_per_execution(steps),

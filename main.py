@@ -158,7 +158,7 @@ def training_options(args):
         optimizer="lamb",
         lr=args.lr,
         lr_decay=1.0,
-        lam_recon=args.regularization_scale * pixels,
+        lam_recon=args.regularization_scale * pixels * args.use_reconstruction_loss,
         routings=args.num_routing,
         shift_fraction=0.0,
         save_dir=args.save_dir,

@@ -272,7 +272,8 @@ def load(args):
     x, y = data.train
     order = np.random.default_rng(0).permutation(len(x))[: args.images or None]
     if not args.held_out:
-        return data._replace(train=(x[order], y[order])) if args.images else data
+        some = x[order], y[order]
+        return data.with_train(some, data.held_out) if args.images else data
     held_out = min(HELD_OUT, len(order) // 4)
     train, test = ((x[p], y[p]) for p in (order[held_out:], order[:held_out]))
     if are_paired(wanted):

@@ -28,7 +28,7 @@ def present(lengths, shown):
     Returns:
         A boolean tensor `(n, n_class)`.
     """
-    count = COUNTS[shown]
+    lengths, count = ops.convert_to_tensor(lengths), COUNTS[shown]
     if count is None:
         return lengths >= LONG
     return lengths >= ops.sort(lengths, axis=-1)[:, -count, None]

@@ -62,7 +62,7 @@ def one_pixel(value, dtype=None):
         ({"y_train": np.zeros(6)}, "integers or strings"),
         ({"y_train": np.array(list("abcabc"))}, "y_train is <U1, y_test int64"),
         ({"y_train": np.zeros(6, int), "y_test": np.zeros(3, int)}, "one class"),
-        ({"y_train": np.zeros((6, 1), int)}, r"shape \(n,\), not int64 \(6, 1\)"),
+        ({"y_train": np.zeros((6, 1), int)}, r"shape \(n,\), .*not int64 \(6, 1\)"),
         ({"y_test": np.zeros(2, int)}, "x_test has 3 images, y_test 2 labels"),
         ({"x_train": one_pixel(np.nan)}, r"lie in \[0, 1\]"),
         ({"x_train": one_pixel(1.001)}, r"lie in \[0, 1\]"),

@@ -173,7 +173,7 @@ def test_the_network_for_pictures_routes_once_where_no_routing_is_asked(
 ):
     args = typed("--model", "photo", *flags)
     recipe.choose_network(args, (40, 40, 3))
-    recipe.fit_to_data(args, np.eye(2)[[0, 1] * 50], 3)
+    recipe.fit_to_data(args, np.eye(2)[[0, 1] * 50], (32, 32, 3))
     assert args.routings == routings
 
 

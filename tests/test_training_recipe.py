@@ -59,7 +59,7 @@ def test_weights_tell_their_network(told, network):
 )
 def test_what_is_open_suits_the_number_of_images(n, batch_size, epochs, capsys):
     args = typed("--dataset", "a", "--model", "photo", "--lr", 0.5)
-    recipe.fit_to_data(args, labels(n // 2, n // 2), 3)
+    recipe.fit_to_data(args, labels(n // 2, n // 2), (32, 32, 3))
     assert (args.batch_size, args.epochs) == (batch_size, epochs)
     assert (args.schedule, args.routings, args.tint) == ("cosine", 1, 0.2)
     assert args.lr == 0.5 and args.balance == "no"
@@ -70,7 +70,7 @@ def test_what_is_open_suits_the_number_of_images(n, batch_size, epochs, capsys):
 def test_what_is_given_stays_though_it_is_the_default():
     flags = ("--epochs", 50, "--batch_size", 100, "--schedule", "exponential", "-r", 3)
     args = typed("--dataset", "a", "--model", "photo", *flags, "--brightness", 0)
-    recipe.fit_to_data(args, labels(45, 45), 1)
+    recipe.fit_to_data(args, labels(45, 45), (32, 32, 1))
     assert (args.epochs, args.batch_size, args.routings) == (50, 100, 3)
     assert (args.schedule, args.brightness, args.tint) == ("exponential", 0, 0)
 
@@ -78,7 +78,7 @@ def test_what_is_given_stays_though_it_is_the_default():
 def test_mnist_by_name_is_trained_as_ever():
     args, before = typed(), typed()
     recipe.choose_network(args, (28, 28, 1))
-    recipe.fit_to_data(args, labels(*[60] * 9, 6), 1)
+    recipe.fit_to_data(args, labels(*[60] * 9, 6), (32, 32, 1))
     before.model, before.balance, before.routing = "capsnet", "no", "dynamic"
     assert vars(args) == vars(before)
 
@@ -95,7 +95,7 @@ def test_mnist_by_name_is_trained_as_ever():
 )
 def test_uneven_classes_are_balanced_and_said(counts, flags, balance, capsys):
     args = typed("--dataset", "a", "--model", "photo", *flags)
-    recipe.fit_to_data(args, labels(*counts), 3)
+    recipe.fit_to_data(args, labels(*counts), (32, 32, 3))
     assert args.balance == balance
     capsys.readouterr()
     recipe.say_counts(labels(*counts), "abc", args.balance)
@@ -109,10 +109,10 @@ def test_uneven_classes_are_balanced_and_said(counts, flags, balance, capsys):
 def test_a_form_of_convolution_that_the_network_lacks_is_refused():
     args = typed("--dataset", "a", "--model", "photo", "--conv", "direct")
     with pytest.raises(ValueError, match="--conv direct: the network photo"):
-        recipe.fit_to_data(args, labels(20, 20), 3)
+        recipe.fit_to_data(args, labels(20, 20), (32, 32, 3))
 
 
 def test_what_only_train_is_called_with_counts_as_given():
     args = options.complete(argparse.Namespace(dataset="a", model="photo", epochs=2))
-    recipe.fit_to_data(args, labels(20, 20), 3)
+    recipe.fit_to_data(args, labels(20, 20), (32, 32, 3))
     assert (args.epochs, args.batch_size) == (2, 16)

@@ -1,8 +1,8 @@
 """Data sets as arrays: what they have to be, and `.npz` files of them."""
 
+import collections
 import os
 import stat
-import typing
 import zipfile
 
 import numpy as np
@@ -13,8 +13,8 @@ MOST_UNPACKED = 200_000_000
 _ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 
 
-class Data(typing.NamedTuple):
-    """A data set.
+class Data(collections.namedtuple("Data", "train test class_names")):
+    """A data set; unpacks as `(train, test, class_names)`.
 
     `train` and `test` are pairs of images, float32 `(n, height, width, channels)` in
     [0, 1], and one-hot labels, float32 `(n, n_class)`; `class_names` are the names of
@@ -22,10 +22,13 @@ class Data(typing.NamedTuple):
     labels that a training is validated on in place of the test, or None.
     """
 
-    train: tuple
-    test: tuple
-    class_names: tuple
-    held_out: tuple | None = None
+    held_out = None
+
+    def with_train(self, train, held_out=None):
+        """Return the same test, with another training part."""
+        data = self._replace(train=train)
+        data.held_out = held_out
+        return data
 
 
 def load_npz(path):

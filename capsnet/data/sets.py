@@ -110,7 +110,7 @@ def _hold_out(data, name, overlap):
         held_out = placed(*held_out)
     elif overlap is not None:
         held_out = paired(*held_out, shift=overlap)
-    return data._replace(train=train, held_out=held_out)
+    return data.with_train(train, held_out)
 
 
 def load_for(args):

@@ -316,8 +316,11 @@ def _some_lengths(model, batches):
     """Capsule lengths of 100 to 199 training images, no more at once than in a step."""
     some = slice(None, None, max(1, len(batches.x) // 100))
     at_once = min(batches.batch_size, images_at_once(model))
-    lengths = keras.Model(model.inputs[0], model.outputs[0])
-    return predict_in_batches(lengths, [ops.convert_to_numpy(batches.x[some])], at_once)
+    inputs = [ops.convert_to_numpy(a[some]) for a in (batches.x, batches.y)]
+    if batches.parts > 1:  # a picture of one, which is taken for both
+        inputs[1] = np.stack([inputs[1], inputs[1]], 1)
+    outputs = predict_in_batches(model, inputs[: len(model.inputs)], at_once)
+    return outputs[0] if len(model.outputs) > 1 else outputs
 
 
 def _draw_epoch(model, batches, seed, epoch):
