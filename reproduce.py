@@ -34,6 +34,7 @@ from capsnet.command_line import (
 )
 from capsnet.options import (
     DEFAULTS,
+    HELD_OUT,
     OPTIONS,
     PICTURES,
     TESTING,
@@ -107,9 +108,6 @@ NOT_PASSED_ON = (
     *(o.name for o in OPTIONS if o.group in (TESTING, PICTURES)),  # no training's
 )
 """Options of `capsulenet.py` that runs do not take."""
-
-HELD_OUT = 5000
-"""Training images that `--held_out` tests on instead of the test images."""
 
 
 def data_name(dataset):
@@ -270,12 +268,11 @@ def load(args):
     wanted = complete(argparse.Namespace(**{**args.given, "dataset": args.dataset}))
     data = datasets.load_for(wanted)
     x, y = data.train
-    order = np.random.default_rng(0).permutation(len(x))[: args.images or None]
     if not args.held_out:
+        order = np.random.default_rng(0).permutation(len(x))[: args.images]
         some = x[order], y[order]
         return data.with_train(some, data.held_out) if args.images else data
-    held_out = min(HELD_OUT, len(order) // 4)
-    train, test = ((x[p], y[p]) for p in (order[held_out:], order[:held_out]))
+    train, test = datasets.hold_out(x, y, args.images or None)
     if are_paired(wanted):
         test = datasets.paired(*test, shift=wanted.overlap_shift)
     return datasets.Data(train, test, data.class_names)

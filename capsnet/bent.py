@@ -6,11 +6,10 @@ References:
         https://arxiv.org/abs/1710.09829
 """
 
-import csv
-import io
 import os
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
 from capsnet import pictures
@@ -57,16 +56,16 @@ def show(data, right, save_dir, network="network"):
     if data.changes is None:
         return
     rows = [{"network": network, **row} for row in curves(data.changes, right)]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(os.path.join(save_dir, "affnist.csv"), text.getvalue())
+    table = pd.DataFrame(rows).to_csv(index=False)
+    write_text(os.path.join(save_dir, "affnist.csv"), table)
     path = os.path.join(save_dir, "affnist.png")
     plot_curves(rows, path)
     print(f"Accuracy by angle, shear and size: {path}")
     path = os.path.join(save_dir, "affnist-digits.png")
-    plot_digits(data.upright[:50], data.x[:50], path)
+    some = slice(50)
+    classes = [str(digit) for digit in data.y[some].argmax(1)]
+    heading = "test digits, upright and below as they are tested"
+    pictures.draw_images([data.upright[some], data.x[some]], classes, heading, path)
     print(f"Test digits before and after: {path}")
 
 
@@ -93,23 +92,4 @@ def plot_curves(rows, path):
     figure.suptitle(
         "digits that are bent (synthetic affNIST), by networks that saw none"
     )
-    pictures.save_figure(figure, path)
-
-
-def plot_digits(before, after, path):
-    """Draw images, each above what became of it.
-
-    Args:
-        before: array `(n, height, width, 1)`, in [0, 1].
-        after: likewise.
-        path: str. The picture to write.
-    """
-    columns = 10
-    lines = -(-len(before) // columns)
-    figure = Figure(figsize=(columns, 2 * lines + 0.4), layout="constrained")
-    for axes in figure.subplots(lines, columns, squeeze=False).ravel():
-        axes.axis("off")
-    for axes, pair in zip(figure.axes, zip(before, after)):
-        axes.imshow(np.concatenate(pair)[..., 0], cmap="gray", vmin=0, vmax=1)
-    figure.suptitle("test digits, upright and below as they are tested", fontsize=10)
     pictures.save_figure(figure, path)

@@ -23,6 +23,9 @@ from capsnet.flags import (
     TRAINING,
 )
 
+HELD_OUT = 5000
+"""Training images that are held out, or a quarter of them where that is less."""
+
 DEFAULTS = {option.name: option.default for option in OPTIONS}
 
 

@@ -31,7 +31,8 @@ def present(lengths, shown):
     lengths, count = ops.convert_to_tensor(lengths), COUNTS[shown]
     if count is None:
         return lengths >= LONG
-    return lengths >= ops.sort(lengths, axis=-1)[:, -count, None]
+    longest = ops.top_k(lengths, count)[1]  # of equal ones the first, as argmax
+    return ops.sum(ops.one_hot(longest, lengths.shape[-1]), axis=1) > 0
 
 
 def right(y, lengths, shown):

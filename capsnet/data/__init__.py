@@ -7,7 +7,7 @@ from capsnet.data.changes import inverse_transforms, shift_images, transform_ima
 from capsnet.data.folders import load_folder, pictures_under
 from capsnet.data.images import fit_and_tell, fit_picture, read_picture
 from capsnet.data.pairs import Pairs, pad, paired, shown
-from capsnet.data.sets import load, load_for, load_mnist
+from capsnet.data.sets import hold_out, load, load_for, load_mnist
 
 __all__ = [
     "Bent",
@@ -18,6 +18,7 @@ __all__ = [
     "bent",
     "fit_and_tell",
     "fit_picture",
+    "hold_out",
     "inverse_transforms",
     "is_class_name",
     "load",

@@ -114,9 +114,8 @@ def _bend(images, matrices, places):
     least = np.where(ink, bent_grid, np.inf).min(2)
     most = np.where(ink, bent_grid, -np.inf).max(2)
     low, high = -middle - least, middle - most
-    inside = np.isfinite(low) & (
-        low <= high
-    )  # an empty image, or one that is too large
+    # Neither an empty image, nor one that is too large.
+    inside = np.isfinite(low) & (low <= high)
     shifts = np.where(inside, low + places * (high - low), 0)
     inverse = np.linalg.inv(matrices)
     origin = -inverse @ shifts[:, :, None]

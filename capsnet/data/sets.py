@@ -15,7 +15,7 @@ from capsnet.data.batches import check_can_be_paired
 from capsnet.data.folders import load_folder
 from capsnet.data.pairs import pad, paired
 from capsnet.files import keras_home
-from capsnet.options import are_held_out, are_paired, check_dataset
+from capsnet.options import HELD_OUT, are_held_out, are_paired, check_dataset
 
 MNIST_PATH = str(pathlib.Path(__file__).parents[2] / "data" / "mnist.npz")
 """The MNIST that a clone of this project has beside its package."""
@@ -48,7 +48,7 @@ def load(
     seed=0,
     overlap=None,
     test_size=10_000,
-    hold_out=False,
+    holds_out=False,
     affnist=None,
 ):
     """Load a data set by its name, from a folder of pictures, or from an `.npz` file.
@@ -63,7 +63,7 @@ def load(
         overlap: int, optional. Images get a margin, and the test is of pairs that are
             moved by at most so many pixels, see `paired`.
         test_size: int. Of so many pairs, or bent digits. Defaults to 10,000.
-        hold_out: bool. Whether `HELD_OUT` training images are held out, to validate on.
+        holds_out: bool. Whether `HELD_OUT` training images are held out, to validate on.
         affnist: str, optional. A file of the original affNIST, to test on.
 
     Returns:
@@ -81,7 +81,7 @@ def load(
         (x_train, y_train), (x_test, y_test) = data.train, data.test
         test = paired(pad(x_test), y_test, test_size, overlap)
         data = Data((pad(x_train), y_train), test, data.class_names)
-    return _hold_out(data, name, overlap) if hold_out else data
+    return _with_held_out(data, name, overlap) if holds_out else data
 
 
 def _affine(data, test_size, affnist):
@@ -96,16 +96,26 @@ def _affine(data, test_size, affnist):
     return Data((x_train, y_train), test, data.class_names)
 
 
-HELD_OUT = 5000
-"""Training images that are held out, or a quarter of them where that is less."""
+def hold_out(x, y, images=None):
+    """Cut training images in two, always in the same way.
+
+    Args:
+        x: array `(n, height, width, channels)`.
+        y: array `(n, n_class)`.
+        images: int. Use so many of them. Defaults to all.
+
+    Returns:
+        Two pairs `(x, y)`: what is left to train on, and `HELD_OUT` images, a quarter
+        where there are few.
+    """
+    order = np.random.default_rng(0).permutation(len(x))[:images]
+    count = min(HELD_OUT, len(order) // 4)
+    return tuple((x[part], y[part]) for part in (order[count:], order[:count]))
 
 
-def _hold_out(data, name, overlap):
+def _with_held_out(data, name, overlap):
     """Hold out some training images, to validate on."""
-    x, y = data.train
-    order = np.random.default_rng(0).permutation(len(x))
-    count = min(HELD_OUT, len(x) // 4)
-    train, held_out = ((x[p], y[p]) for p in (order[count:], order[:count]))
+    train, held_out = hold_out(*data.train)
     if name == "affnist":
         held_out = placed(*held_out)
     elif overlap is not None:
@@ -122,7 +132,7 @@ def load_for(args):
         args.test_share,
         overlap=args.overlap_shift if are_paired(args) else None,
         test_size=args.test_size,
-        hold_out=are_held_out(args),
+        holds_out=are_held_out(args),
         affnist=args.affnist,
     )
 

@@ -107,7 +107,7 @@ def fit_to_data(args, labels, shape):
         args.balance = "yes" if _are_uneven(labels.sum(0)) and not named else "no"
     suited = of_composed(args, shape)
     if not named or args.model != "capsnet" or args.authors:
-        suited |= _suited(args, labels, shape)
+        suited |= _suited(args, labels, shape[2], bool(suited))
     chosen = {k: v for k, v in suited.items() if k not in args.given}
     vars(args).update(chosen)
     if chosen and not args.testing:
@@ -132,7 +132,7 @@ def of_composed(args, shape):
     return suited
 
 
-def _suited(args, labels, shape):
+def _suited(args, labels, channels, composed):
     batch = args.batch_size if "batch_size" in args.given else _batch_size(len(labels))
     epochs = math.ceil(1000 / math.ceil(len(labels) / batch))
     suited = {"batch_size": batch, "epochs": int(np.clip(epochs, 30, 100))}
@@ -140,10 +140,10 @@ def _suited(args, labels, shape):
     if args.model == "photo":
         suited |= {} if "routing" in args.given else {"routings": 1}
         suited |= {"brightness": 0.2}
-        suited |= {"tint": 0.2} if shape[2] > 1 else {}
+        suited |= {"tint": 0.2} if channels > 1 else {}
     if args.model == "efficient":
         suited |= {"lr": 0.002}
-        if not of_composed(args, shape):  # which have changes enough, or shall not
+        if not composed:  # which have changes enough, or shall not
             suited |= {"rotation": 15.0, "zoom": 0.15, "shifts": "interpolated"}
     if args.authors:  # their 0.96 each 2,000 steps
         batch = args.batch_size if "batch_size" in args.given else 128
