@@ -74,6 +74,8 @@ def check_options(args, n_class=None):
         raise ValueError("--predict: needs weights, -w FILE")
     if getattr(args, "show_routing", False) and not args.testing:
         raise ValueError("--show_routing: draws test images, so it needs -t")
+    if getattr(args, "pairs", False) and args.dataset == "affnist":
+        raise ValueError("--pairs: the digits of --dataset affnist are tested alone")
     if getattr(args, "affnist", None) and args.dataset != "affnist":
         raise ValueError("--affnist: is a test of --dataset affnist")
     if n_class is not None and args.digit != "all" and not 0 <= args.digit < n_class:

@@ -150,6 +150,7 @@ def test_pictures_of_any_number_of_classes(tmp_path, capsys):
     [
         (np.full((4, 3), 2), "must be zeros and ones"),
         (np.ones((4, 1)), "one class only"),
+        (np.zeros((4, 3)), "no training image shows any class"),
         (np.ones((4, 2, 2)), "of shape \\(n, n_class\\)"),
     ],
 )

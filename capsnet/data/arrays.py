@@ -138,6 +138,8 @@ def _check_of_several(source, y_train, y_test):
             f"{source}: y_train {y_train.shape} and y_test {y_test.shape} are of "
             "different classes"
         )
+    if not y_train.any():
+        raise ValueError(f"{source}: no training image shows any class")
     for y in (y_train, y_test):
         if not y.size or y.dtype.kind not in "biuf" or not np.isin(y, (0, 1)).all():
             raise ValueError(

@@ -79,6 +79,8 @@ def load(
     elif overlap is not None:
         check_can_be_paired(*data.train)
         (x_train, y_train), (x_test, y_test) = data.train, data.test
+        if overlap >= min(pad(x_test[:1]).shape[1:3]):
+            raise ValueError(f"--overlap_shift {overlap}: moves digits out of sight")
         test = paired(pad(x_test), y_test, test_size, overlap)
         data = Data((pad(x_train), y_train), test, data.class_names)
     return _with_held_out(data, name, overlap) if holds_out else data

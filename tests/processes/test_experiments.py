@@ -55,6 +55,8 @@ def colour(tmp_path):
     [
         (["--until=1.5"], "--until 1.5: must be 0 to 1"),
         (["--pairs", "--overlap_shift=-1"], "--overlap_shift -1: must be at least 0"),
+        (["--pairs", "--overlap_shift=24"], "--overlap_shift 24: moves digits out"),
+        (["--dataset=affnist", "--pairs"], "--pairs: the digits of --dataset affnist"),
         (["--affnist=a.mat"], "--affnist: is a test of --dataset affnist"),
     ],
 )
