@@ -45,7 +45,7 @@ def curves(changes, right):
 
 
 def show(data, right, save_dir, network="network"):
-    """Write `affnist.csv` and `affnist.png`, the curves, and `affnist-digits.png`.
+    """Write `affnist.png` and `affnist-curves.csv`, and `affnist-digits.png`.
 
     Args:
         data: `capsnet.data.Bent`. Without its changes there are no curves.
@@ -57,7 +57,7 @@ def show(data, right, save_dir, network="network"):
         return
     rows = [{"network": network, **row} for row in curves(data.changes, right)]
     table = pd.DataFrame(rows).to_csv(index=False)
-    write_text(os.path.join(save_dir, "affnist.csv"), table)
+    write_text(os.path.join(save_dir, "affnist-curves.csv"), table)
     path = os.path.join(save_dir, "affnist.png")
     plot_curves(rows, path)
     print(f"Accuracy by angle, shear and size: {path}")

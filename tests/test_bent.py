@@ -20,7 +20,7 @@ def test_the_pictures_and_the_table_are_written(tmp_path, figures):
     data.changes = {k: rng.random(60) for k in ("angle", "shear", "scale")}
     data.upright = data.x
     bent.show(data, rng.random(60) < 0.5, str(tmp_path), "CapsNet")
-    with open(tmp_path / "affnist.csv") as file:
+    with open(tmp_path / "affnist-curves.csv") as file:
         rows = list(csv.DictReader(file))
     assert sum(int(row["images"]) for row in rows) == 3 * 60
     assert {row["network"] for row in rows} == {"CapsNet"}

@@ -10,8 +10,13 @@ OF_A_RUN = (
     *("interrupted_model.h5", "real_and_recon.png", "confusion.png", "mistakes.png"),
     "trained_model.json",
     *("manipulate-0.png", "manipulate-12.png", "dimensions.png", "predictions.png"),
+    *("routing-0.png", "multimnist.png", "pairs.png"),
+    *("affnist.png", "affnist-digits.png", "affnist-curves.csv"),
 )
-NOT_OF_A_RUN = ("README.md", "mnist.csv", "my-log.csv", "mine.h5", "manipulate-me.png")
+NOT_OF_A_RUN = (
+    *("README.md", "mnist.csv", "multimnist.csv", "affnist.csv"),
+    *("my-log.csv", "mine.h5", "manipulate-me.png"),
+)
 
 
 def test_a_run_from_the_start_moves_every_file_of_the_one_before(
@@ -37,7 +42,7 @@ def test_a_run_from_the_start_moves_every_file_of_the_one_before(
         after = files_under(tmp_path)
         assert {name: after.get(name) for name in expected} == expected
         said = capsys.readouterr().out
-        assert f"is now in {tmp_path}/run-{number}: " in said and "git" not in said
+        assert f"is now in {tmp_path}/run-{number}: " in said and "git " not in said
         assert all(name in said for name in OF_A_RUN if name in moved)
 
 

@@ -87,8 +87,9 @@ def set_aside(save_dir):
 _OF_A_RUN = re.compile(
     r"checkpoint-\d+\.(json|weights\.h5)|log\.(csv|png)|tensorboard-logs|"
     r"(best\.weights|trained_model|interrupted_model)\.h5|trained_model\.json|"
-    r"(real_and_recon|confusion|mistakes|dimensions|predictions|manipulate-\d+)\.png|"
-    r"routing-\d+\.png"
+    r"(real_and_recon|confusion|mistakes|dimensions|predictions)\.png|"
+    r"(manipulate|routing)-\d+\.png|"
+    r"(multimnist|pairs|affnist|affnist-digits)\.png|affnist-curves\.csv"
 )
 """Names of what a run, and the test of what it trained, leave in their directory."""
 
