@@ -73,6 +73,9 @@ VARIANTS |= {
     "shared": _since("CapsNet, shared", 1, model="shared", routing="none"),
 }
 
+LONG = 20
+"""Epochs from which on a run stands in the first table of its data set."""
+
 KEY = ("variant", "recipe", "seed", "epochs", "dataset", "split", "options")
 """The columns of `result/mnist.csv` that tell runs apart."""
 
@@ -450,47 +453,55 @@ def is_finished(run, rows):
 
 
 def table(rows):
-    """Return the Markdown tables, one for each set of runs that differ in nothing else.
+    """Return the Markdown tables: of each data set the long runs, then the short ones.
 
-    A cell holds mean, standard deviation and number of the trials, or nothing where
-    none was run. Published figures stand beside test errors on MNIST after 50 epochs.
+    A row is a network, a column a recipe and its epochs. A cell holds mean, standard
+    deviation and number of the trials, or nothing where none was run. Published figures
+    stand beside long runs that were tested on MNIST.
     """
+    groups = {}
+    for row in rows:
+        short = int(row["epochs"]) < LONG
+        groups.setdefault((row["dataset"], row["split"], short), []).append(row)
+    groups = groups or {("mnist", "test", False): []}
+    return "\n".join(one_table(*key, groups[key]) for key in sorted(groups))
+
+
+def one_table(dataset, split, short, rows):
+    """Return one table, and below it what its columns' flags were."""
 
     def kind(row):
-        names = ("epochs", "recipe", "dataset", "split", "options")
-        return (int(row["epochs"]), *(row[name] for name in names[1:]))
+        return -int(row["epochs"]), row["recipe"], row["options"]
 
-    lines = []
-    usual = (50, "default", "mnist", "test", "")
-    for this in sorted({kind(row) for row in rows}, reverse=True) or [usual]:
-        epochs, recipe, dataset, split, options = this
-        published = (dataset, split) == ("mnist", "test") and epochs >= 50
-        what = "Test error" if split == "test" else "Error on held-out training images"
-        lines += [
-            f"{what} in percent, {dataset}, after {epochs} epochs, recipe `{recipe}`"
-            + (f" (`{options}`):" if options else ":"),
-            "mean (standard deviation), number of trials.",
-            "",
-            "| | routings | reconstruction | here |"
-            + " CapsNet-Keras | paper |" * published,
-            "|---|---|---|---|" + "---|---|" * published,
-        ]
-        for name, variant in VARIANTS.items():
-            errors = [
-                float(row["error"])
-                for row in rows
-                if row["variant"] == name and kind(row) == this
-            ]
-            if name not in PAPER and not errors:
-                continue
-            lines.append(
-                f"| {variant.title} | {variant.routings or '–'} | "
-                f"{variant.reconstruction} | {cell(errors)} |"
-                + f" {variant.keras} | {variant.paper} |"
-                * published
-            )
-        lines.append("")
-    return "\n".join(lines)
+    columns = {}
+    for epochs, name, options in sorted(set(map(kind, rows))):
+        same = sum(c[:2] == (epochs, name) for c in columns.values())
+        title = f"`{name}`, {-epochs}" + f" ({same + 1})" * bool(same)
+        columns[title] = epochs, name, options
+    published = (dataset, split, short) == ("mnist", "test", False)
+    titles = [*columns, *(["CapsNet-Keras", "paper"] if published else [])]
+    what = "Test error" if split == "test" else "Error on held-out training images"
+    runs = f"runs of fewer than {LONG} epochs" if short else f"{LONG} epochs and more"
+    lines = [
+        f"{what} in percent, {dataset}, {runs}:",
+        "mean (standard deviation), number of trials.",
+        "",
+        f"| | routings | reconstruction | {' | '.join(titles)} |",
+        "|---" * (3 + len(titles)) + "|",
+    ]
+    for name, variant in VARIANTS.items():
+        of = [row for row in rows if row["variant"] == name]
+        if not of and not (published and name in PAPER):
+            continue
+        cells = [variant.title, str(variant.routings or "–"), variant.reconstruction]
+        for column in columns.values():
+            cells.append(cell([float(r["error"]) for r in of if kind(r) == column]))
+        cells += [variant.keras, variant.paper] * published
+        lines.append(f"| {' | '.join(cells)} |")
+    told = [
+        f"- {t}: " + (f"`{c[2]}`" if c[2] else "no flags") for t, c in columns.items()
+    ]
+    return "\n".join([*lines, "", "The columns are recipe and epochs:", "", *told, ""])
 
 
 def cell(errors):

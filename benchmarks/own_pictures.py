@@ -199,7 +199,7 @@ def main():
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--networks", nargs="+", default=["photo", "cnn"])
-    parser.add_argument("--fashion", default="/usr/share/dataset-fashion-mnist")
+    parser.add_argument("--fashion", default="/usr/share/datasets/fashion-mnist")
     parser.add_argument("--flags", default="", help="more flags, for trials")
     parser.add_argument("--results", default=RESULTS)
     args = parser.parse_args()

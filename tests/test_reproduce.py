@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+from helpers import ROOT
 
 import reproduce
 from capsnet import weights
@@ -165,19 +166,37 @@ def test_table_shows_mean_deviation_and_number_of_trials():
     table = reproduce.table(
         [
             *(row("v4", 0.3), row("v4", 0.4), row("v1", 0.5)),
-            *(row("v4", 0.9, epochs=10), row("v4", 0.2, options="--lr 0.002")),
+            *(row("v4", 0.9, epochs=10), row("v4", 0.8, epochs=1)),
+            row("v4", 0.2, options="--lr 0.002"),
             *(row("v4", 5, dataset="signs"), row("v4", 0.6, split="held_out")),
         ]
     )
     tables = re.split(r"(?m)^(?=Test error|Error on)", table)[1:]
-    signs, other, long, held_out, short = tables
-    assert "percent, signs, after" in signs and "paper" not in signs
+    held_out, long, short, signs = tables
+    assert "percent, signs, 20 epochs and more:" in signs and "paper" not in signs
     assert held_out.startswith("Error on held-out training images in percent, mnist,")
     assert "| CapsNet-v4 | 3 | yes | 0.60, 1 trial |\n" in held_out
-    assert "(`--lr 0.002`)" in other and "| 0.20, 1 trial |" in other
-    assert "after 50 epochs" in long and "after 10 epochs" in short
-    assert "| CapsNet-v4 | 3 | yes | 0.35 (0.071), 2 trials | 0.34 (0.016) |" in long
-    assert "| CapsNet-v1 | 1 | no | 0.50, 1 trial |" in long
-    assert "| CapsNet-v2 | 1 | yes |  | 0.36 (0.009) |" in long
-    assert "| CapsNet-v4 | 3 | yes | 0.90, 1 trial |" in short
-    assert "| Baseline CNN | – | – |  | – | 0.39 |" in long and "paper" not in short
+    assert "CapsNet-v1" not in held_out + signs + short  # none was run there
+    assert "| reconstruction | `default`, 50 | `default`, 50 (2) | CapsN" in long
+    assert "| 3 | yes | 0.35 (0.071), 2 trials | 0.20, 1 trial | 0.34 (0.016) |" in long
+    assert "\n- `default`, 50: no flags\n" in long
+    assert "\n- `default`, 50 (2): `--lr 0.002`\n" in long
+    assert "| CapsNet-v1 | 1 | no | 0.50, 1 trial |  |" in long
+    assert "| CapsNet-v2 | 1 | yes |  |  | 0.36 (0.009) |" in long
+    assert "| Baseline CNN | – | – |  |  | – | 0.39 |" in long
+    assert "percent, mnist, runs of fewer than 20 epochs:" in short
+    assert "| reconstruction | `default`, 10 | `default`, 1 |\n" in short
+    assert "| CapsNet-v4 | 3 | yes | 0.90, 1 trial | 0.80, 1 trial |\n" in short
+
+
+def test_the_tables_in_the_documents_are_those_of_the_results():
+    tables = reproduce.table(reproduce.finished_runs(f"{ROOT}/result/mnist.csv"))
+
+    def shown(document, name):
+        with open(f"{ROOT}/{document}", encoding="utf-8") as file:
+            text = file.read()
+        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        return text[text.index(begin) + len(begin) : text.index(end)].strip()
+
+    assert shown("docs/results.md", "tables") == tables.strip()
+    assert tables.startswith(shown("README.md", "table"))
