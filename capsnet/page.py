@@ -284,7 +284,8 @@ class Page:
                         sliders.append(slider)
                         pairs.append(gr.HTML(min_height=50))
         opened = [visit, heading, drawn, dimension, *sliders, *pairs]
-        for event in (tab.select, which.input):
+        # Not `which.input`, which a list that is only passed by tells too.
+        for event in (tab.select, which.change):
             event(self.opened, [visit, which], opened, **PRIVATE)
         latest = {**PRIVATE, "trigger_mode": "always_last"}
         moved = [slider.input for slider in sliders]

@@ -313,6 +313,22 @@ def test_the_keyboard_alone_reaches_and_turns_a_slider(page):
     assert float(page.get_by_role("slider").first.input_value()) == pytest.approx(0.01)
 
 
+def test_to_pass_the_list_of_capsules_by_leaves_the_dimensions_turned(page):
+    tab(page, "Turn")
+    expect(page.get_by_text("dimensions of the capsule 0")).to_be_visible()
+    first, second = (page.get_by_role("slider").nth(n) for n in range(2))
+    first.press("ArrowRight")
+    expect(page.get_by_text("capsule 0, changed")).to_be_visible()
+    page.get_by_label("Capsule").focus()
+    page.keyboard.press("Tab")
+    before = shown(page)[1]
+    second.fill("0.25")
+    page.wait_for_function(
+        "before => ![...document.images].some(e => e.src === before)", arg=before
+    )
+    assert first.input_value() == "0.01"
+
+
 def test_every_control_has_a_name(page):
     for name in ("Draw", "Turn", "Watch"):
         tab(page, name)
