@@ -289,7 +289,8 @@ class Page:
             event(self.opened, [visit, which], opened, **PRIVATE)
         latest = {**PRIVATE, "trigger_mode": "always_last"}
         moved = [slider.input for slider in sliders]
-        gr.on(moved, self.turned, [visit, *sliders], drawn, **latest)
+        # The queue looks for answers every 50 ms only, longer than one of these takes.
+        gr.on(moved, self.turned, [visit, *sliders], drawn, **latest, queue=False)
         reset.click(self.reset, visit, [drawn, *sliders], **PRIVATE)
         play.click(lambda: gr.Timer(active=True), None, timer, **PRIVATE)
         stop.click(lambda: gr.Timer(active=False), None, timer, **PRIVATE)
