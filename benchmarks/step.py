@@ -3,6 +3,7 @@
     python benchmarks/step.py
     python benchmarks/step.py --contestants tensorflow textbook --rounds 3
     git worktree add ../before HEAD~1 && python benchmarks/step.py --before ../before
+    python benchmarks/step.py --original ../CapsNet-Keras
 
 The contestants are this project on every backend that is installed, this project on
 TensorFlow with the coupling coefficients taken as constants in the gradient, and a
@@ -10,7 +11,8 @@ textbook version: the same network of `keras.layers.Conv2D` and explicit predict
 vectors, on TensorFlow without XLA. Each is a process of its own. They take turns at a
 few steps of `model.fit` while the others wait, round after round, so that whatever
 else the machine does falls on all of them: read the ratios. With `--before`, another
-version of this project takes part, by its own workers.
+version of this project takes part, by its own workers; with `--original`, a folder with the
+branch `tf2.2` of github.com/XifengGuo/CapsNet-Keras, on Keras 2 (`pip install tf-keras`).
 
 Writes a table `--output`, and beside it a picture `.png` and the machine `.md`. The
 memory is the largest resident set of the whole process, data set included; it does not
@@ -323,6 +325,9 @@ def work(name, batch_size):
 BEFORE = " before"
 """What the names of another version's contestants end in."""
 
+ORIGINAL = "CapsNet-Keras"
+"""The name of the public project as a contestant."""
+
 
 def start(name, args):
     """Start the worker of a contestant.
@@ -336,16 +341,19 @@ def start(name, args):
     """
     root = args.before if name.endswith(BEFORE) else ROOT
     name = name.removesuffix(BEFORE)
+    worker = ["step.py", "--worker", name]
+    if name == ORIGINAL:
+        worker = ["original.py", args.original]
     environment = {
         "TF_CPP_MIN_LOG_LEVEL": "2",
         **os.environ,
-        "KERAS_BACKEND": CONTESTANTS[name],
+        "KERAS_BACKEND": CONTESTANTS.get(name, "tensorflow"),
         # Several processes share an accelerator.
         "TF_FORCE_GPU_ALLOW_GROWTH": "true",
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
     }
-    command = [sys.executable, os.path.join(root, "benchmarks", "step.py")]
-    command += ["--worker", name, "--batch_size", str(args.batch_size)]
+    command = [sys.executable, os.path.join(root, "benchmarks", worker[0])]
+    command += [*worker[1:], "--batch_size", str(args.batch_size)]
     return subprocess.Popen(
         command,
         env=environment,
@@ -409,6 +417,8 @@ def compete(args):
     names = list(args.contestants)
     if args.before:
         names += [name + BEFORE for name in names if name != TEXTBOOK]
+    if args.original:
+        names.append(ORIGINAL)
     answers = {name: [] for name in names}
     rates = []
     with contextlib.ExitStack() as stack:
@@ -436,9 +446,9 @@ def summarise(answers, batch_size, rate):
 
     Returns:
         A list of dicts. `ratio` is how many times as fast as the textbook version a
-        contestant is, and `before` how many times as fast as its other version: the
-        median over the rounds, with the least and the largest; None if that did not
-        take part.
+        contestant is, `before` as its other version, and `original` as CapsNet-Keras:
+        the median over the rounds, with the least and the largest; None if that did
+        not take part.
     """
     rounds = {
         name: [statistics.median(answer["seconds"]) for answer in given]
@@ -448,7 +458,8 @@ def summarise(answers, batch_size, rate):
     for name, given in answers.items():
         seconds = statistics.median(s for answer in given for s in answer["seconds"])
         ratios = {}
-        for column, other in (("ratio", TEXTBOOK), ("before", name + BEFORE)):
+        others = (TEXTBOOK, name + BEFORE, ORIGINAL)
+        for column, other in zip(_RATIOS, others):
             found = [a / b for a, b in zip(rounds.get(other, []), rounds[name])]
             ratios[column] = statistics.median(found) if found else None
             ratios[f"{column}_min"] = min(found, default=None)
@@ -466,23 +477,25 @@ def summarise(answers, batch_size, rate):
     return rows
 
 
-_RATIOS = ("ratio", "before")
+_RATIOS = ("ratio", "before", "original")
+"""Columns of `summarise` that compare with another contestant."""
 
 
 def print_table(rows):
     """Print what `summarise` returned."""
+    told = ("textbook", "before", "original")
     print(
         f"\n{'contestant':32}{'s/step':>8}{'images/s':>10}{'peak GB':>9}"
-        f"{'of peak':>9}{'x textbook':>12}{'min':>7}{'max':>7}{'x before':>10}"
-        f"{'min':>7}{'max':>7}"
+        f"{'of peak':>9}"
+        + "".join(f"{'x ' + other:>12}{'min':>7}{'max':>7}" for other in told)
     )
     for row in rows:
         shown = [row[kind + end] for kind in _RATIOS for end in ("", "_min", "_max")]
         shown = ["" if ratio is None else f"{ratio:.2f}" for ratio in shown]
         print(
             f"{row['contestant']:32}{row['seconds']:8.3f}{row['images_a_second']:10.1f}"
-            f"{row['peak_memory_gb']:9.2f}{row['fraction_of_peak']:9.2f}{shown[0]:>12}"
-            f"{shown[1]:>7}{shown[2]:>7}{shown[3]:>10}{shown[4]:>7}{shown[5]:>7}"
+            f"{row['peak_memory_gb']:9.2f}{row['fraction_of_peak']:9.2f}"
+            + "".join(map("{:>12}{:>7}{:>7}".format, *(shown[i::3] for i in range(3))))
         )
 
 
@@ -576,6 +589,7 @@ def parse(argv):
     )
     add("--warmup", default=4, type=int, help="steps before the first turn")
     add("--before", metavar="FOLDER", help="another version of this project")
+    add("--original", metavar="FOLDER", help="the public CapsNet-Keras, branch tf2.2")
     add("--output", default=os.path.join(ROOT, "benchmarks/results/step.csv"))
     add("--worker", choices=installed, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
