@@ -210,7 +210,7 @@ class Explorer:
         winner = int(lengths[-1].argmax())
         places, extent = routes.places_of(self.model)
         found = [routes.at_places(capsules, c[winner], places) for c, _ in steps]
-        scale = np.min(found), np.max(found)
+        scale = routes.span(found)
         drawn = [routes.laid_over(image, by, scale, extent) for by in found]
         return list(map(Iteration, lengths, found, drawn))
 

@@ -7,6 +7,8 @@ import io
 import numpy as np
 from PIL import Image
 
+from capsnet.routes import EQUAL
+
 MOST_BARS = 20
 """Classes whose lengths are shown; where there are more, the longest."""
 
@@ -156,7 +158,7 @@ def iterations(found, names):
         row, column = np.unravel_index(by_place.argmax(), by_place.shape)
         caption = f"Coefficients to {names[chosen]}: {by_place.min():.3f} to "
         caption += f"{by_place.max():.3f}"
-        if by_place.max() - by_place.min() > 1e-4:
+        if by_place.max() - by_place.min() > EQUAL:
             caption += f", most at row {row + 1}, column {column + 1} of "
             caption += "{} × {} places".format(*by_place.shape)
         else:

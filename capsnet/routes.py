@@ -46,7 +46,7 @@ def plot_routing(image, capsules, steps, path, names=None, places=None, extent=N
     by_channel = np.array(
         [c.reshape(classes, np.prod(places), -1).mean(1) for c, _ in steps]
     )
-    scales = [{"vmin": c.min(), "vmax": c.max()} for c in (by_place, by_channel)]
+    scales = [dict(zip(("vmin", "vmax"), span(c))) for c in (by_place, by_channel)]
     figure = Figure(figsize=(1.6 + 2.6 * len(steps), 7.4), layout="constrained")
     grid = figure.subplots(3, len(steps), squeeze=False)
     whole = (-0.5, image.shape[1] - 0.5, image.shape[0] - 0.5, -0.5)
@@ -98,13 +98,26 @@ def at_places(capsules, coefficients, places):
     return np.average(coefficients.reshape(sent.shape), -1, sent)
 
 
+EQUAL = 1e-4
+"""What coefficients may differ by and still be shown as equal."""
+
+
+def span(coefficients):
+    """Return the coefficients that are drawn darkest and brightest.
+
+    Those of `"none"` differ by rounding alone, and are drawn alike.
+    """
+    low = float(np.min(coefficients))
+    return low, max(float(np.max(coefficients)), low + EQUAL)
+
+
 def laid_over(image, by_place, scale, extent=None, side=168):
     """Lay coefficients over an image, within the frame of where input capsules look.
 
     Args:
         image: array `(height, width, channels)`, in [0, 1].
         by_place: array `(rows, columns)`, see `at_places`.
-        scale: pair, the coefficients that are darkest and brightest.
+        scale: what `span` returned.
         extent: see `plot_routing`. Defaults to the whole image.
         side: int. Pixels of the longer side of what is returned. Defaults to 168.
 
@@ -115,7 +128,7 @@ def laid_over(image, by_place, scale, extent=None, side=168):
     times = side / max(height, width)
     size = [max(1, round(times * n)) for n in (width, height)]
     low, high = scale
-    shares = np.clip((by_place - low) / max(high - low, 1e-12), 0, 1)
+    shares = np.clip((by_place - low) / (high - low), 0, 1)
     colours = colormaps["plasma"](shares)
     colours[..., 3] = 0.1 + 0.7 * shares  # what sends little hides little
     left, right, bottom, top = extent or (-0.5, width - 0.5, height - 0.5, -0.5)

@@ -135,7 +135,10 @@ def test_nothing_of_the_page_is_public_or_unbounded(shown):
     assert not blocks.analytics_enabled
     assert {d["api_visibility"] for d in config["dependencies"]} == {"private"}
     asks = [d for d in config["dependencies"] if d["backend_fn"]]
-    assert len(asks) > 8 and all(d["queue"] is not False for d in asks)
+    # The sliders pass the queue: milliseconds each, and one at a time from each page.
+    (sliders,) = (d for d in asks if d["queue"] is False)
+    assert len(sliders["targets"]) == shown.explorer.dim and len(asks) > 8
+    assert sliders["trigger_mode"] == "always_last"
     assert blocks._queue.max_size == page.WAITING and blocks.api_open is False
     assert all(fn.concurrency_limit == 4 for fn in blocks.fns.values())
     for component in config["components"]:  # what an API's page would show

@@ -4,7 +4,6 @@ import re
 
 import numpy as np
 import pytest
-from helpers import ROOT
 
 import reproduce
 from capsnet import weights
@@ -187,16 +186,3 @@ def test_table_shows_mean_deviation_and_number_of_trials():
     assert "percent, mnist, runs of fewer than 20 epochs:" in short
     assert "| reconstruction | `default`, 10 | `default`, 1 |\n" in short
     assert "| CapsNet-v4 | 3 | yes | 0.90, 1 trial | 0.80, 1 trial |\n" in short
-
-
-def test_the_tables_in_the_documents_are_those_of_the_results():
-    tables = reproduce.table(reproduce.finished_runs(f"{ROOT}/result/mnist.csv"))
-
-    def shown(document, name):
-        with open(f"{ROOT}/{document}", encoding="utf-8") as file:
-            text = file.read()
-        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-        return text[text.index(begin) + len(begin) : text.index(end)].strip()
-
-    assert shown("docs/results.md", "tables") == tables.strip()
-    assert tables.startswith(shown("README.md", "table"))

@@ -61,6 +61,14 @@ def test_the_coefficients_lie_where_their_capsules_look(routed, tmp_path, monkey
         assert min(picture.size) > 400
 
 
+def test_coefficients_that_rounding_alone_tells_apart_are_drawn_alike():
+    by_place = np.full((4, 4), 1 / 3) + np.arange(16).reshape(4, 4) * 1e-8
+    drawn = routes.laid_over(np.full((8, 8, 1), 0.5), by_place, routes.span(by_place))
+    inside = drawn[2:-2, 2:-2].reshape(-1, 3)
+    assert len(np.unique(inside, axis=0)) == 1
+    assert routes.span(np.array([0.1, 0.4])) == (0.1, 0.4)
+
+
 def test_dead_capsules_and_any_name_of_a_class_are_drawn(tmp_path):
     c = np.full((2, 8), 0.5)
     steps = [(c, np.eye(2))]
