@@ -41,6 +41,7 @@ button.selected[role="tab"], button[role="tab"] { color: var(--body-text-color) 
 button.selected[role="tab"] { font-weight: 700; }
 #digits .grid-container { grid-template-columns: repeat(auto-fill, minmax(5rem, 1fr)) !important;
   grid-template-rows: none !important; }
+#digits .grid-wrap { min-height: 0 !important; max-height: none !important; }
 .capsnet h3 { margin: 0 0 .4rem; font-size: 1rem; color: var(--body-text-color); }
 """
 
