@@ -93,6 +93,22 @@ def architecture(model):
     }
 
 
+def check_asked(args, built, names):
+    """Raise a `ValueError` where options ask for another network than weights are of.
+
+    Args:
+        args: namespace with all options.
+        built: dict as `architecture` returns it.
+        names: list of str. The options that are compared.
+    """
+    for name in names:
+        given, there = getattr(args, name), built.get(name, "capsnet")
+        if given not in ("auto", there):
+            raise ValueError(
+                f"--{name} {given}: {args.weights} was trained with --{name} {there}"
+            )
+
+
 def has_capsules(model):
     """Whether a model has a layer of class capsules."""
     return any(hasattr(layer, "num_capsule") for layer in model.layers)

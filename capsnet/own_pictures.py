@@ -7,8 +7,10 @@ import sys
 import numpy as np
 
 from capsnet import data, options, pictures
+from capsnet.architecture import architecture, check_asked
 from capsnet.errors import printable
 from capsnet.files import make_save_dir
+from capsnet.training.recipe import TOLD
 
 
 def answer(args, load_model, predict):
@@ -33,6 +35,8 @@ def answer(args, load_model, predict):
     """
     options.check_options(args)
     (_, model, _), about = load_model(args.weights, args.routings, args.image_size)
+    asked = [name for name in ("model", *TOLD) if name in args.given]
+    check_asked(args, architecture(model) if asked else {}, asked)
     shape = tuple(model.inputs[0].shape[1:])
     images, read, done, unreadable = _read(
         args.predict, shape, about["like_mnist"], not args.no_invert

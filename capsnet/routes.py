@@ -39,6 +39,8 @@ def plot_routing(image, capsules, steps, path, names=None, places=None, extent=N
         The index of the winning capsule.
     """
     places = tuple(places or (1, 1))
+    image, capsules = map(ops.convert_to_numpy, (image, capsules))
+    steps = [tuple(map(ops.convert_to_numpy, step)) for step in steps]
     lengths = [np.linalg.norm(outputs, axis=-1) for _, outputs in steps]
     winner, classes = int(lengths[-1].argmax()), len(lengths[-1])
     names = list(map(str, range(classes) if names is None else names))

@@ -17,6 +17,7 @@ EPSILON = 1e-7
 gradient."""
 
 
+@keras.saving.register_keras_serializable(package="capsnet")
 def squash(vectors, axis=-1):
     """Shrink vectors to lengths below one, keeping their direction.
 

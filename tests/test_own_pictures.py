@@ -42,6 +42,25 @@ def test_hostile_names_of_pictures_are_shown_and_not_obeyed(
                 assert line.endswith(f"  new/{errors.printable(name)}")
 
 
+@pytest.mark.parametrize(
+    "flags, there",
+    [
+        (["--model", "efficient"], "--model capsnet"),
+        (["--routing", "max_min"], "--routing dynamic"),
+        (["-r", "3"], "--routings 1"),
+    ],
+)
+def test_another_network_than_the_weights_are_of_is_refused(
+    flags, there, tmp_path, call, two_classes, capsys
+):
+    Image.new("L", (17, 17)).save(tmp_path / "a.png")
+    with pytest.raises(SystemExit) as caught:
+        call("--predict", "a.png", "-w", two_classes[0], *flags)
+    assert caught.value.code == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"{two_classes[0]} was trained with {there}" in said
+
+
 def test_pictures_that_are_no_squares_are_told_by_a_foreign_file(
     tmp_path, call, capsys
 ):

@@ -1,11 +1,15 @@
+import os
+
 import numpy as np
 import pytest
 from helpers import small_capsnet
+from keras import ops
 from PIL import Image
 
 import capsulenet
 from capsnet import routes
 from capsnet.networks import EfficientCapsNet, PhotoCapsNet
+from capsulelayers import CapsuleLayer
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +63,15 @@ def test_the_coefficients_lie_where_their_capsules_look(routed, tmp_path, monkey
     assert (rows, columns) == (2, 2) and extent == (3, 7, 7, 3)
     with Image.open(path) as picture:
         assert min(picture.size) > 400
+
+
+def test_what_a_layer_routed_is_drawn_as_it_is(tmp_path):
+    layer = CapsuleLayer(3, 4)
+    steps = layer.route(ops.ones((1, 8, 4)))
+    of_one = [(coefficients[0], outputs[0]) for coefficients, outputs in steps]
+    path = str(tmp_path / "a.png")
+    routes.plot_routing(ops.zeros((9, 9, 1)), ops.ones((8, 4)), of_one, path)
+    assert os.path.getsize(path) > 1000
 
 
 def test_coefficients_that_rounding_alone_tells_apart_are_drawn_alike():

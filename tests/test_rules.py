@@ -13,7 +13,7 @@ from helpers import (
 from keras import ops
 
 from capsnet import routing
-from capsulelayers import CapsuleLayer, Length, PrimaryCap
+from capsulelayers import CapsuleLayer, Length, PrimaryCap, squash
 
 LAYERS = {
     "bias": {"use_bias": True},
@@ -251,7 +251,7 @@ def halved(vectors):
 
 
 def test_layers_of_any_routing_come_back_from_their_configuration():
-    for how in (*LAYERS.values(), {"squash": halved}):
+    for how in (*LAYERS.values(), {"squash": halved}, {"squash": squash}):
         layer = CapsuleLayer(3, 4, **how)
         again = CapsuleLayer.from_config(layer.get_config())
         assert again.get_config() == layer.get_config()

@@ -54,6 +54,25 @@ def test_weights_tell_their_network(told, network):
     assert args.model == network
 
 
+def test_the_default_routing_of_a_network_is_the_same_by_its_name():
+    found = []
+    for flags in ((), ("--routing", "dynamic")):
+        args = typed("--dataset", "a", "--model", "photo", *flags)
+        recipe.choose_network(args, (64, 64, 3), None, None)
+        recipe.fit_to_data(args, labels(45, 45), (64, 64, 3))
+        found.append((args.routing, args.routings))
+    assert found == 2 * [("dynamic", 1)]
+
+
+def test_a_choice_that_comes_with_authors_is_told_so():
+    args = typed("--authors", "--routing", "attention")
+    with pytest.raises(ValueError, match="--authors: routing 'attention' has no use_b"):
+        recipe.choose_network(args, (28, 28, 1), None, None)
+    args = typed("--authors", "--model", "efficient")
+    with pytest.raises(ValueError, match="^--authors: the network efficient has no"):
+        recipe.choose_network(args, (28, 28, 1), None, None)
+
+
 @pytest.mark.parametrize(
     "n, batch_size, epochs", [(90, 16, 100), (360, 18, 50), (5000, 100, 30)]
 )

@@ -57,12 +57,14 @@ def choose_network(args, shape, told=None, source=None):
     try:
         args.routings = rules.rule(args.routing, routings, **asked).routings
     except ValueError as error:
-        raise ValueError(f"{source}: {error}" if told else str(error)) from None
+        of = f"{source}: " if told else "--authors: " if args.authors else ""
+        raise ValueError(f"{of}{error}") from None
 
 
 def _no_such_choice(args, name):
     value = getattr(args, name)
-    return f"--{name} {value}: the network {args.model} has no such choice"
+    flag = f"--{name}" if value is True else f"--{name} {value}"
+    return f"{flag}: the network {args.model} has no such choice"
 
 
 def _choose_model(args, shape, from_weights, told):
@@ -138,7 +140,7 @@ def _suited(args, labels, channels, composed):
     suited = {"batch_size": batch, "epochs": int(np.clip(epochs, 30, 100))}
     suited["schedule"] = "cosine"
     if args.model == "photo":
-        suited |= {} if "routing" in args.given else {"routings": 1}
+        suited |= {"routings": 1} if args.routing in ("auto", "dynamic") else {}
         suited |= {"brightness": 0.2}
         suited |= {"tint": 0.2} if channels > 1 else {}
     if args.model == "efficient":

@@ -6,7 +6,7 @@ import keras
 
 from capsnet import data as datasets
 from capsnet import options, weights
-from capsnet.architecture import of_file
+from capsnet.architecture import check_asked, of_file
 from capsnet.training import devices, recipe, resume
 
 
@@ -84,12 +84,7 @@ def load_weights(model, args, stored):
 
 
 def _check_trained_on(model, args, built, names):
-    for name in ("routing", "routings", "use_bias", "leaky"):
-        given, there = getattr(args, name), built[name]
-        if given not in ("auto", there):
-            raise ValueError(
-                f"--{name} {given}: {args.weights} was trained with --{name} {there}"
-            )
+    check_asked(args, built, recipe.TOLD)
     here = tuple(model.inputs[0].shape[1:]), model.outputs[0].shape[-1]
     others = args.class_names and list(names) != list(args.class_names)
     if (built["input_shape"], built["n_class"]) != here or others:
