@@ -477,17 +477,18 @@ def summarise(answers, batch_size, rate):
     return rows
 
 
-_RATIOS = ("ratio", "before", "original")
-"""Columns of `summarise` that compare with another contestant."""
+_RATIOS = {"ratio": "textbook", "before": "before", "original": "original"}
+"""Columns of `summarise` that compare with another contestant, and their headings."""
 
 
 def print_table(rows):
     """Print what `summarise` returned."""
-    told = ("textbook", "before", "original")
     print(
         f"\n{'contestant':32}{'s/step':>8}{'images/s':>10}{'peak GB':>9}"
         f"{'of peak':>9}"
-        + "".join(f"{'x ' + other:>12}{'min':>7}{'max':>7}" for other in told)
+        + "".join(
+            f"{'x ' + other:>12}{'min':>7}{'max':>7}" for other in _RATIOS.values()
+        )
     )
     for row in rows:
         shown = [row[kind + end] for kind in _RATIOS for end in ("", "_min", "_max")]
@@ -495,7 +496,9 @@ def print_table(rows):
         print(
             f"{row['contestant']:32}{row['seconds']:8.3f}{row['images_a_second']:10.1f}"
             f"{row['peak_memory_gb']:9.2f}{row['fraction_of_peak']:9.2f}"
-            + "".join(map("{:>12}{:>7}{:>7}".format, *(shown[i::3] for i in range(3))))
+            + "".join(
+                f"{ratio:>{width}}" for ratio, width in zip(shown, 3 * (12, 7, 7))
+            )
         )
 
 
