@@ -107,10 +107,10 @@ EQUAL = 1e-4
 def span(coefficients):
     """Return the coefficients that are drawn darkest and brightest.
 
-    Those of `"none"` differ by rounding alone, and are drawn alike.
+    Those of `"none"` differ by rounding alone, and are drawn alike, on a scale of 0.1.
     """
-    low = float(np.min(coefficients))
-    return low, max(float(np.max(coefficients)), low + EQUAL)
+    low, high = float(np.min(coefficients)), float(np.max(coefficients))
+    return low, high if high - low > EQUAL else low + 0.1
 
 
 def laid_over(image, by_place, scale, extent=None, side=168):
