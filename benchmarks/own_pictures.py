@@ -186,7 +186,7 @@ def plot(path):
         axes.bar(places, mean, width, yerr=spread, label=network)
     axes.set_xticks(range(len(names)), [n.replace("_", "\n") for n in names])
     axes.set_ylabel("balanced test accuracy, %")
-    axes.legend(loc="lower right")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)  # above the bars
     figure.tight_layout()
     figure.savefig(os.path.splitext(path)[0] + ".png", dpi=100)
 
