@@ -534,7 +534,10 @@ def main(argv=None):
     with one_line_errors():
         args = parse(argv)
         if args.table:
-            print(table(finished_runs(args.csv)))
+            rows = finished_runs(args.csv)
+            if not rows:
+                raise ValueError(f"--csv {args.csv}: no finished run in it yet")
+            print(table(rows))
             return
         capsulenet.set_allocator()
         run_all(args)

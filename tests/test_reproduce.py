@@ -100,6 +100,7 @@ def test_the_options_of_a_row_are_flags_that_repeat_its_run(recipe):
         ("--bogus 1", "unrecognized arguments: --bogus 1"),
         ("--dataset nowhere", "nowhere: no such file or folder"),
         ("--table --csv other.csv", "other.csv: no column variant"),
+        ("--table --csv none.csv", "none.csv: no finished run in it yet"),
         ("--csv file/table.csv", "file: File exists"),
     ],
 )
