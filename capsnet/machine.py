@@ -4,10 +4,6 @@ import contextlib
 import ctypes
 import os
 
-import keras
-
-from capsnet.numerics import on_cpu
-
 
 def machine_memory(root="/"):
     """Return the bytes of main memory that this process may fill, None where unknown.
@@ -57,26 +53,20 @@ def _container_limits(root):
 def set_allocator():
     """Set glibc's allocator for large arrays that come and go with each step.
 
-    JAX and PyTorch get the arrays of each step from the kernel anew, which clears them
-    page by page: on two CPU cores 0.97 s a step instead of 0.73 with JAX, 1.02 instead
-    of 0.85 with PyTorch. They are told to keep what a step frees. TensorFlow keeps it,
-    but in arenas for each thread that others do not use: fewer of them save 0.07 GB of
-    1.9. Does nothing with these two on an accelerator, and on systems without glibc.
+    The arrays of each step come from the kernel anew, which clears them page by page, in
+    small pages unless the system says "always" in
+    `/sys/kernel/mm/transparent_hugepage/enabled`. The allocator is told to keep what a
+    step frees, in one heap for all threads. Does nothing on systems without glibc.
 
-    To be called before anything is computed: JAX's threads keep the arenas that they
-    start with.
+    To be called before anything is computed, if only to ask for the device: threads keep
+    the heaps that they start with.
     """
-    if keras.backend.backend() != "jax" and not on_cpu():
-        return
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return
     M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
-    if keras.backend.backend() == "tensorflow":
-        mallopt(M_ARENA_MAX, max(1, os.cpu_count() // 2))
-    else:
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-        mallopt(M_TOP_PAD, 2**26)
-        mallopt(M_ARENA_MAX, 1)
+    mallopt(M_MMAP_MAX, 0)
+    mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    mallopt(M_TOP_PAD, 2**26)
+    mallopt(M_ARENA_MAX, 1)

@@ -6,7 +6,7 @@ import pytest
 from helpers import options, read_log, small_capsnet, small_data, without_seconds
 
 import capsulenet
-from capsnet import machine, numerics, routing, spectral
+from capsnet import numerics, routing, spectral
 from capsnet.data import TrainingBatches
 from capsnet.training import resources
 from capsulenet import CapsNet, MarginLoss, train
@@ -15,7 +15,7 @@ from capsulenet import CapsNet, MarginLoss, train
 @pytest.fixture
 def on_accelerator(monkeypatch):
     """Have everything take the way that it takes on an accelerator, on this CPU."""
-    for module in (numerics, spectral, machine, resources):
+    for module in (numerics, spectral, resources):
         monkeypatch.setattr(module, "on_cpu", lambda: False)
     if keras.backend.backend() == "tensorflow":  # Keras itself looks for a GPU
         monkeypatch.setattr(resources, "jit_compile", lambda model: True)
