@@ -272,6 +272,14 @@ def test_a_model_may_have_two_layers_of_primary_capsules():
 
 
 def test_channels_first_make_the_same_capsules():
+    try:
+        ops.conv(
+            ops.ones((1, 1, 3, 3)), ops.ones((2, 2, 1, 1)), data_format="channels_first"
+        )
+    except Exception as error:  # of TensorFlow, on processors without AVX-512
+        if "only supports the NHWC" not in str(error):
+            raise
+        pytest.skip("the backend's own convolution has no channels first here")
     x = array(2, 14, 13, 3)
     outputs = []
     for data_format in ("channels_last", "channels_first"):
