@@ -53,10 +53,10 @@ def _container_limits(root):
 def set_allocator():
     """Set glibc's allocator for large arrays that come and go with each step.
 
-    The arrays of each step come from the kernel anew, which clears them page by page, in
-    small pages unless the system says "always" in
-    `/sys/kernel/mm/transparent_hugepage/enabled`. The allocator is told to keep what a
-    step frees, in one heap for all threads. Does nothing on systems without glibc.
+    Without it the arrays of each step come from the kernel anew, which clears them page
+    by page, in small pages unless `/sys/kernel/mm/transparent_hugepage/enabled` says
+    "always". The allocator is told to keep what a step frees, in one heap for all
+    threads. Does nothing on systems without glibc.
 
     To be called before anything is computed, if only to ask for the device: threads keep
     the heaps that they start with.
