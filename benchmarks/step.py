@@ -232,7 +232,7 @@ def network(name, labels, batch_size, steps):
     flags = ["--model", kind, "--routing", routing or "auto"]
     args = capsulenet.build_parser().parse_args(flags)
     recipe.choose_network(args, (28, 28, 1))
-    recipe.fit_to_data(args, labels, 1)
+    recipe.fit_to_data(args, labels, (28, 28, 1))
     args.batch_size = batch_size
     model = capsulenet.build(args, (28, 28, 1), labels.shape[1:])[0]
     capsulenet.compile_model(model, args, steps)
