@@ -74,6 +74,10 @@ def check_options(args, n_class=None):
         raise ValueError("--predict: needs weights, -w FILE")
     if getattr(args, "show_routing", False) and not args.testing:
         raise ValueError("--show_routing: draws test images, so it needs -t")
+    if getattr(args, "json", False) and not getattr(args, "predict", None):
+        raise ValueError("--json: is how --predict answers, so it needs --predict FILE")
+    if getattr(args, "resume", False) and getattr(args, "testing", False):
+        raise ValueError("--resume: goes on with a training, and -t is a test")
     if getattr(args, "pairs", False) and args.dataset == "affnist":
         raise ValueError("--pairs: the digits of --dataset affnist are tested alone")
     if getattr(args, "affnist", None) and args.dataset != "affnist":

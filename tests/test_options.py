@@ -6,10 +6,10 @@ from helpers import ROOT, small_capsnet, small_data
 from helpers import options as options_for
 from keras import optimizers
 
+import capsulenet
 from capsnet import command_line, options
 from capsnet.spectral import CONV_FORMS
 from capsnet.training.optimizers import OPTIMIZERS
-from capsulenet import train
 
 
 def choices(name):
@@ -57,6 +57,20 @@ def test_help_is_in_groups_with_defaults_where_there_are_values():
     assert text.count("\n  python capsulenet.py") == 3
 
 
+@pytest.mark.parametrize(
+    "flags, line",
+    [
+        ("--show_routing", "--show_routing: draws test images, so it needs -t"),
+        ("-t --json", "--json: is how --predict answers, so it needs --predict FILE"),
+        ("-t --resume", "--resume: goes on with a training, and -t is a test"),
+    ],
+)
+def test_flags_that_would_do_nothing_say_what_they_need(flags, line, capsys):
+    with pytest.raises(SystemExit) as end:
+        capsulenet.main(flags.split())
+    assert end.value.code == 2 and f"error: {line}\n" in capsys.readouterr().err
+
+
 def test_the_documentation_has_the_table():
     with open(os.path.join(ROOT, "docs", "options.md"), encoding="utf-8") as file:
         assert command_line.table().strip() in file.read()
@@ -78,5 +92,5 @@ def test_the_documentation_has_the_table():
 def test_options_that_can_not_be_are_refused(tmp_path, option, value, message):
     args = options_for(tmp_path / "new", **{option: value})
     with pytest.raises(ValueError, match=message):
-        train(small_capsnet()[0], small_data(), args)
+        capsulenet.train(small_capsnet()[0], small_data(), args)
     assert not os.path.exists(tmp_path / "new")

@@ -6,7 +6,6 @@ from helpers import small_capsnet
 from keras import ops
 from PIL import Image
 
-import capsulenet
 from capsnet import routes
 from capsnet.networks import EfficientCapsNet, PhotoCapsNet
 from capsulelayers import CapsuleLayer
@@ -88,15 +87,6 @@ def test_dead_capsules_and_any_name_of_a_class_are_drawn(tmp_path):
     path, names = str(tmp_path / "a.png"), np.array(["$x^$", "_"])
     image, capsules = np.zeros((9, 9, 1)), np.zeros((8, 4))
     assert routes.plot_routing(image, capsules, steps, path, names, (2, 2)) == 0
-
-
-def test_routing_is_shown_of_test_images_alone(capsys):
-    with pytest.raises(SystemExit) as end:
-        capsulenet.main(["--show_routing"])
-    assert end.value.code == 2
-    assert (
-        "--show_routing: draws test images, so it needs -t" in capsys.readouterr().err
-    )
 
 
 @pytest.mark.parametrize(
