@@ -308,8 +308,7 @@ class CapsuleLayer(keras.layers.Layer):
         ):
             if there:
                 self._learned[name] = self.add_weight(shape, first, name=name)
-        axes = dict(enumerate(input_shape[1:], start=1))
-        self.input_spec = keras.layers.InputSpec(ndim=len(input_shape), axes=axes)
+        self.input_spec = keras.layers.InputSpec(shape=(None, *input_shape[1:]))
 
     def default_initializer(self, input_num_capsule, positions=1):
         """Return the initializer that `kernel_initializer=None` stands for.
@@ -341,14 +340,15 @@ class CapsuleLayer(keras.layers.Layer):
         """Route as `call` does, and return what each iteration gave.
 
         Args:
-            inputs: as the layer takes them.
-            mask: likewise. Defaults to None.
+            inputs, mask: as the layer takes them.
 
         Returns:
             A list of `RoutingStep`; the outputs of the last are what `call` returns.
+
+        Raises:
+            ValueError: if the layer was built for inputs of another shape.
         """
-        if not self.built:
-            self.build(ops.shape(inputs))
+        self(inputs, mask=mask)  # builds, and says what does not fit
         votes, steps = self._iterations(self._given(inputs, mask))
         found = []
         for V, v in steps:

@@ -176,8 +176,11 @@ def test_what_each_iteration_gave_can_be_looked_at(name, block_bytes):
 
 
 def test_a_layer_that_was_never_called_can_be_looked_into():
-    steps = CapsuleLayer(10, 16).route(array(2, 30, 8))
+    layer = CapsuleLayer(10, 16)
+    steps = layer.route(array(2, 30, 8))
     assert [step.coefficients.shape for step in steps] == [(2, 10, 30)] * 3
+    with pytest.raises(ValueError, match=r"\(2, 31, 8\)"):
+        layer.route(array(2, 31, 8))
 
 
 @pytest.mark.parametrize("name", LAYERS)
