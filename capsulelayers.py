@@ -265,8 +265,7 @@ class CapsuleLayer(keras.layers.Layer):
         known = (self.rule.squash, *SQUASHES)
         if not (self.squash in known or callable(self.squash)):
             raise ValueError(f"squash {squash!r}: {', '.join(SQUASHES)}, or a function")
-        self.use_bias = bool(use_bias)
-        self.leaky = bool(leaky)
+        self.use_bias, self.leaky = bool(use_bias), bool(leaky)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.shared = bool(shared)
         self.routing_gradient = bool(routing_gradient)
@@ -340,7 +339,8 @@ class CapsuleLayer(keras.layers.Layer):
         """Route as `call` does, and return what each iteration gave.
 
         Args:
-            inputs, mask: as the layer takes them.
+            inputs: as the layer takes them.
+            mask: likewise. Defaults to None.
 
         Returns:
             A list of `RoutingStep`; the outputs of the last are what `call` returns.

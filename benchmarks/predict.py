@@ -13,14 +13,9 @@ import statistics
 import sys
 import time
 
-import keras
-
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import step
-
-import capsulenet
-from capsnet import data as datasets
 
 ROUNDS, CALLS = 7, 5
 """Turns of each contestant, and calls a turn with 100 images."""
@@ -28,6 +23,12 @@ ROUNDS, CALLS = 7, 5
 
 def main():
     """Measure, print and write."""
+    os.environ.update(step.ONEDNN)
+    import keras
+
+    import capsulenet
+    from capsnet import data as datasets
+
     capsulenet.set_allocator()
     images = datasets.load_mnist()[1][0][:2000]
     options = capsulenet.build_parser().parse_args([])

@@ -12,7 +12,9 @@ vectors, on TensorFlow without XLA. Each is a process of its own. They take turn
 few steps of `model.fit` while the others wait, round after round, so that whatever
 else the machine does falls on all of them: read the ratios. With `--before`, another
 version of this project takes part, by its own workers; with `--original`, a folder with the
-branch `tf2.2` of github.com/XifengGuo/CapsNet-Keras, on Keras 2 (`pip install tf-keras`).
+branch `tf2.2` of github.com/XifengGuo/CapsNet-Keras, on Keras 2 (`pip install tf-keras`),
+as it is typed, and once more with TensorFlow's faster kernels for processors without
+AVX-512, with which all others run.
 
 Writes a table `--output`, and beside it a picture `.png` and the machine `.md`. The
 memory is the largest resident set of the whole process, data set included; it does not
@@ -322,11 +324,17 @@ def work(name, batch_size):
 # The parent: turns, table and picture ------------------------------------------------
 
 
+ONEDNN = {"TF_ENABLE_ONEDNN_OPTS": "1"}
+"""The environment that the command line gives TensorFlow, and CapsNet-Keras does not."""
+
 BEFORE = " before"
 """What the names of another version's contestants end in."""
 
 ORIGINAL = "CapsNet-Keras"
 """The name of the public project as a contestant."""
+
+ORIGINAL_ONEDNN = "CapsNet-Keras, oneDNN"
+"""The same with the kernels of `ONEDNN`."""
 
 
 def start(name, args):
@@ -342,7 +350,7 @@ def start(name, args):
     root = args.before if name.endswith(BEFORE) else ROOT
     name = name.removesuffix(BEFORE)
     worker = ["step.py", "--worker", name]
-    if name == ORIGINAL:
+    if name in (ORIGINAL, ORIGINAL_ONEDNN):
         worker = ["original.py", args.original]
     environment = {
         "TF_CPP_MIN_LOG_LEVEL": "2",
@@ -352,6 +360,8 @@ def start(name, args):
         "TF_FORCE_GPU_ALLOW_GROWTH": "true",
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
     }
+    if name != ORIGINAL:
+        environment = ONEDNN | environment
     command = [sys.executable, os.path.join(root, "benchmarks", worker[0])]
     command += [*worker[1:], "--batch_size", str(args.batch_size)]
     return subprocess.Popen(
@@ -418,7 +428,7 @@ def compete(args):
     if args.before:
         names += [name + BEFORE for name in names if name != TEXTBOOK]
     if args.original:
-        names.append(ORIGINAL)
+        names += [ORIGINAL, ORIGINAL_ONEDNN]
     answers = {name: [] for name in names}
     rates = []
     with contextlib.ExitStack() as stack:

@@ -6,6 +6,7 @@ import signal
 import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as the command line does
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # PyTorch's threads would spin and wait
 # A command that a script puts in the background inherits that Ctrl-C is ignored, and the

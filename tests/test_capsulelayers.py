@@ -276,7 +276,7 @@ def test_channels_first_make_the_same_capsules():
         ops.conv(
             ops.ones((1, 1, 3, 3)), ops.ones((2, 2, 1, 1)), data_format="channels_first"
         )
-    except Exception as error:  # of TensorFlow, seen on a processor without AVX-512
+    except Exception as error:  # of TensorFlow without oneDNN
         if "only supports the NHWC" not in str(error):
             raise
         pytest.skip("the backend's own convolution has no channels first here")
