@@ -110,8 +110,7 @@ def check_hosts(coordinator, num_hosts, host_id):
 def main(argv=None):
     """Run the command line with the arguments `argv`, by default the program's own."""
     args = build_parser().parse_args(argv)
-    if keras.backend.backend() == "jax":  # with others it would start the devices
-        capsulenet.set_allocator()
+    capsulenet.set_allocator()
     if args.testing or args.predict:  # one device is enough
         capsulenet.run(args, build_parser())
         return

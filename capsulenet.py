@@ -225,7 +225,7 @@ def train(model, data, args, signals=False):
             validation step; `log_interval`, batches between two printed lines, 0 for
             none; `threads` that prepare batches; `keep_checkpoints`, 0 for all;
             `draw_reconstructions`, whether TensorBoard gets pictures. `weights` names
-            what the model was started from; it is not read.
+            what the model was started from; it is not loaded.
         signals: bool. Whether Ctrl-C and SIGTERM are taken over, to end the training
             after the step in progress; for command lines. Defaults to False.
 

@@ -375,7 +375,7 @@ def main():
     if args.routings_at:
         point = Point(*args.routings_at)
         rows = [{"routing": name, **row(point, name)} for name in ROUTINGS]
-        write_csv(rows, args.output.replace("memory", "memory_routings"))
+        write_csv(rows, os.path.splitext(args.output)[0] + "_routings.csv")
         return
     rows = {point: row(point, args.routing) for point in points(args)}
     caption = title(rows[Point(*args.named)])

@@ -6,7 +6,7 @@ python benchmarks/own_pictures.py --sets shapes --seeds 1
 Each set is drawn from its seed and written as a folder of PNG files, with `train/` and
 `test/`, then trained by `python capsulenet.py --dataset FOLDER --save_dir OUT`, no other
 flag, in a process of its own; beside it, on the same pictures, a plain CNN of Keras.
-`fashion_mnist` needs Debian's package `dataset-fashion-mnist`, see `--fashion`.
+`--sets fashion` needs Debian's package `dataset-fashion-mnist`, see `--fashion`.
 
 Writes `results/own_pictures.csv` and `results/own_pictures.png`.
 """

@@ -37,7 +37,7 @@ class Bent(collections.namedtuple("Bent", "x y")):
         y: one-hot array `(n, n_class)`.
         changes: dict of arrays `(n,)`: `angle` in degrees, anticlockwise, `shear`, and
             `scale`, the root of the factor on the area. None where a file does not tell.
-        upright: array `(n, 40, 40, 1)`, the images before that; or None.
+        upright: array of the first 1,000 images or fewer before that; or None.
     """
 
     changes = upright = None
