@@ -66,6 +66,10 @@ def _softmax(b, largest, leak):
     return c, lambda dc: c * (dc - sum_over_first(c * dc))
 
 
+ROUNDING = 1e-5
+"""How near to the largest and the smallest a coefficient of `max_min` counts as it."""
+
+
 def max_min(b):
     """As `softmax`, by the distance from the smallest logit to the largest.
 
@@ -78,10 +82,9 @@ def max_min(b):
     c = (b - smallest) / spread + equal
 
     def pull(dc):
-        of_largest = _share(c >= _largest_over_first(c), sum_over_first(dc * c))
-        of_smallest = _share(
-            -c >= _largest_over_first(-c), sum_over_first(dc * (1 - c))
-        )
+        # Not `c == 1`: XLA computes `c` anew in each place, and rounds it differently.
+        of_largest = _share(c > 1 - ROUNDING, sum_over_first(dc * c))
+        of_smallest = _share(c < ROUNDING, sum_over_first(dc * (1 - c)))
         return (1.0 - equal) * (dc - of_largest - of_smallest) / spread
 
     return c, pull
