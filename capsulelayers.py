@@ -315,9 +315,8 @@ class CapsuleLayer(keras.layers.Layer):
         See `capsnet.rules.kernel_initializer`; `input_num_capsule` counts the channels
         of one of the `positions`, ints, where these share transformations.
         """
-        sizes = (self.num_capsule, input_num_capsule, self.dim_capsule)
-        how = (positions, self._input_length, self.rule)
-        return rules.kernel_initializer(*sizes, *how)
+        how = (input_num_capsule, self.dim_capsule, positions, self._input_length)
+        return rules.kernel_initializer(self.num_capsule, *how, self.rule)
 
     def call(self, inputs, mask=None):
         """Route `inputs`, `(batch, I, D)`, to `(batch, num_capsule, dim_capsule)`."""
@@ -348,7 +347,9 @@ class CapsuleLayer(keras.layers.Layer):
         Raises:
             ValueError: if the layer was built for inputs of another shape.
         """
-        self(inputs, mask=mask)  # builds, and says what does not fit
+        if not self.built:
+            self.build(ops.shape(inputs))
+        rules.check_shape(inputs.shape, self.input_spec.shape)
         votes, steps = self._iterations(self._given(inputs, mask))
         found = []
         for V, v in steps:
@@ -389,12 +390,11 @@ class CapsuleLayer(keras.layers.Layer):
             "kernel_regularizer": keras.regularizers.serialize,
             "kernel_constraint": keras.constraints.serialize,
         }
-        own = {name: getattr(self, name) for name in serialized}
         names = ("num_capsule", "dim_capsule", "routings", "routing", "use_bias")
         names += ("leaky", "shared", "routing_gradient")
         return {
             **super().get_config(),
             **{name: getattr(self, name) for name in names},
             "squash": keras.saving.serialize_keras_object(self.squash),
-            **{n: serialized[n](value) if value else None for n, value in own.items()},
+            **{n: serialize(getattr(self, n)) for n, serialize in serialized.items()},
         }

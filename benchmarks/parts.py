@@ -19,7 +19,7 @@ import sys
 import time
 
 import numpy as np
-from step import ONEDNN, ROOT, write_csv  # which also puts the repository on the path
+from step import ROOT, settle_tensorflow, write_csv  # and the repository on the path
 
 BACKENDS = ("tensorflow", "jax")
 
@@ -70,8 +70,7 @@ def compiled_update(optimizer, variables):
         return call
     import tensorflow as tf
 
-    update = tf.function(lambda: optimizer.apply(zeros, variables))
-    return lambda: update()
+    return tf.function(lambda: optimizer.apply(zeros, variables))
 
 
 def parts(batch_size):
@@ -102,6 +101,7 @@ def parts(batch_size):
 def work(batch_size):
     """Answer each line of standard input, a part's name, with its seconds."""
     answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no answer
+    settle_tensorflow()
     functions = parts(batch_size)
     for function in functions.values():
         function()
@@ -136,7 +136,7 @@ def main():
             backend: stack.enter_context(
                 subprocess.Popen(
                     command,
-                    env={**ONEDNN, **os.environ, "KERAS_BACKEND": backend},
+                    env={**os.environ, "KERAS_BACKEND": backend},
                     **pipes,
                 )
             )

@@ -23,7 +23,7 @@ ROUNDS, CALLS = 7, 5
 
 def main():
     """Measure, print and write."""
-    os.environ.update(step.ONEDNN)
+    step.settle_tensorflow()
     import keras
 
     import capsulenet

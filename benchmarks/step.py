@@ -45,6 +45,8 @@ from matplotlib.figure import Figure
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
+from capsnet.command_line import settle_tensorflow
+
 TEXTBOOK = "textbook"
 CONSTANT_COUPLING = "tensorflow-no_routing_gradient"
 NETWORKS = (
@@ -286,6 +288,7 @@ def work(name, batch_size):
         batch_size: int.
     """
     answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no answer
+    settle_tensorflow()
     import keras
 
     import capsulenet
@@ -324,9 +327,6 @@ def work(name, batch_size):
 # The parent: turns, table and picture ------------------------------------------------
 
 
-ONEDNN = {"TF_ENABLE_ONEDNN_OPTS": "1"}
-"""The environment that the command line gives TensorFlow, and CapsNet-Keras does not."""
-
 BEFORE = " before"
 """What the names of another version's contestants end in."""
 
@@ -334,7 +334,7 @@ ORIGINAL = "CapsNet-Keras"
 """The name of the public project as a contestant."""
 
 ORIGINAL_ONEDNN = "CapsNet-Keras, oneDNN"
-"""The same with the kernels of `ONEDNN`."""
+"""The same with the kernels of TensorFlow that the command line here asks for."""
 
 
 def start(name, args):
@@ -360,8 +360,8 @@ def start(name, args):
         "TF_FORCE_GPU_ALLOW_GROWTH": "true",
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
     }
-    if name != ORIGINAL:
-        environment = ONEDNN | environment
+    if name == ORIGINAL_ONEDNN:
+        environment["TF_ENABLE_ONEDNN_OPTS"] = "1"
     command = [sys.executable, os.path.join(root, "benchmarks", worker[0])]
     command += [*worker[1:], "--batch_size", str(args.batch_size)]
     return subprocess.Popen(

@@ -113,6 +113,14 @@ def begin_capsulenet():
     begin(build_parser().parse_args, check_at_once)
 
 
+def settle_tensorflow():
+    """Settle what TensorFlow says and computes with, where it is not yet imported."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if platform.machine() in ("x86_64", "AMD64"):
+        # It has faster kernels, and without AVX-512 does not use them by itself.
+        os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+
+
 def begin(read, check=None):
     """Read the command line, then import Keras.
 
@@ -130,10 +138,7 @@ def begin(read, check=None):
             check(args)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    if platform.machine() in ("x86_64", "AMD64"):
-        # TensorFlow has faster kernels, and without AVX-512 does not use them by itself.
-        os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+    settle_tensorflow()
     with tempfile.TemporaryFile() as said, contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):  # there may be no screen
             screen = os.dup(2)

@@ -269,6 +269,12 @@ def typical_length(squash, J, O):
     return 1 - math.exp(-s) if squash == "exponential" else s**2 / (1 + s**2)
 
 
+def check_shape(shape, built_for):
+    """Raise a `ValueError` unless a shape is what a layer was built for, but the batch."""
+    if tuple(shape[1:]) != tuple(built_for[1:]):
+        raise ValueError(f"the layer was built for {built_for}, not {tuple(shape)}")
+
+
 def maker(tensor):
     """Return the layer that a symbolic tensor comes from, None of another tensor.
 

@@ -52,7 +52,8 @@ class Reader:
 def test(model, data, args):
     """Print how many pictures are read without a mistake, and draw some.
 
-    Writes `multimnist.png` or `pairs.png` of pairs, see `plot_pairs`, and `real_and_recon.png` else.
+    Writes `multimnist.png` or `pairs.png` of pairs, see `plot_pairs`, and else
+    `real_and_recon.png`.
 
     Args:
         model: the evaluation model of one of the networks.

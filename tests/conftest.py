@@ -5,8 +5,9 @@ import signal
 
 import pytest
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as the command line does
+from capsnet.command_line import settle_tensorflow
+
+settle_tensorflow()
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # PyTorch's threads would spin and wait
 # A command that a script puts in the background inherits that Ctrl-C is ignored, and the
