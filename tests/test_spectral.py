@@ -67,6 +67,26 @@ def test_every_form_of_convolution_agrees_with_keras(case, form):
         np.testing.assert_allclose(a, b, atol=1e-5 * abs(b).max())
 
 
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="of TensorFlow")
+def test_no_gradient_of_an_index_is_in_the_way_of_tensorflow():
+    import tensorflow as tf
+
+    layer = SpectralConv2D(8, 9, strides=2, conv="spectral")
+    layer.build((None, 39, 64, 4))  # several tiles, the last ones cut off
+
+    @tf.function
+    def gradient(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x)
+        return tape.gradient(y, x)
+
+    graph = gradient.get_concrete_function(tf.zeros((2, 39, 64, 4))).graph
+    kinds = {operation.type for operation in graph.get_operations()}
+    assert "BatchMatMulV2" in kinds  # the product
+    assert "StridedSliceGrad" not in kinds
+
+
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="of JAX")
 def test_a_layer_may_be_made_while_jax_traces():
     import jax
