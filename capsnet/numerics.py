@@ -72,6 +72,16 @@ def as_float(x):
     return x if keras.backend.is_float_dtype(x.dtype) else full(x)
 
 
+def part(x, axis, start, size):
+    """`size` entries of `axis`, from `start` on.
+
+    As an index, `x[start : start + size]`, the gradient took TensorFlow on a CPU ten
+    times as long.
+    """
+    edges = [e for e in (start, start + size) if 0 < e < x.shape[axis]]
+    return ops.split(x, edges, axis)[1 if start else 0] if edges else x
+
+
 def total(terms):
     """The sum of tensors, without the zero that `sum` starts from."""
     return functools.reduce(ops.add, terms)

@@ -15,6 +15,9 @@ _LARGEST_TILE = 16
 """Rows and columns of output that one transform computes, at most: the matrices of
 larger ones grow with the fourth power."""
 
+MOVED = 40
+"""Multiplications that take as long as storing one number and reading it again, on a CPU."""
+
 LARGEST_TRANSFORM = 40
 """Rows and columns of input that one transform takes, at most: with more, float32's
 rounding grows fast (a relative error of 1e-6 with 40, 2e-4 with 50)."""
@@ -124,7 +127,7 @@ def transforms(size, kernel_size, output_size):
 
 @functools.cache
 def best_tile(output_size, kernel_size, strides, channels, filters):
-    """Choose the tile size and count the multiplications of a spectral convolution.
+    """Choose the tile size and count what a spectral convolution takes.
 
     Args:
         output_size: pair of int. Rows and columns of the convolution's output.
@@ -135,8 +138,8 @@ def best_tile(output_size, kernel_size, strides, channels, filters):
 
     Returns:
         The pair `(tile, cost)`: rows and columns of the output that one transform
-        computes, and multiplications an image; None and infinity where the kernel is
-        larger than a transform may be.
+        computes, and multiplications an image, with `MOVED` for each number that is
+        stored; None and infinity where the kernel is larger than a transform may be.
     """
     phases = math.prod(strides) * channels
     kernel_size = [-(-k // s) for k, s in zip(kernel_size, strides)]
@@ -147,9 +150,12 @@ def best_tile(output_size, kernel_size, strides, channels, filters):
         pixels = math.prod(sizes)
         (r0, c0), (r1, c1) = (map(len, _evaluation_points(n)) for n in sizes)
         products = r0 * r1 + 3 * (r0 * c1 + c0 * r1) + 6 * c0 * c1
-        per_tile = phases * filters + pixels * phases + math.prod(tile) * filters
+        outputs = math.prod(tile)
+        per_tile = phases * filters + pixels * phases + outputs * filters
         per_batch = math.prod(kernel_size) * phases * filters
-        return products * (tiles * per_tile + per_batch / TYPICAL_BATCH)
+        stored = (pixels + products) * phases + (products + outputs) * filters
+        multiplications = products * (tiles * per_tile + per_batch / TYPICAL_BATCH)
+        return multiplications + MOVED * tiles * stored
 
     rows, columns = (
         range(1, min(o, _LARGEST_TILE, LARGEST_TRANSFORM - k + 1) + 1)

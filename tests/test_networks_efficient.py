@@ -4,10 +4,17 @@ import os
 import keras
 import numpy as np
 import pytest
-from helpers import ROOT, array, assert_same_weights, predicted
+from helpers import (
+    ROOT,
+    array,
+    assert_same_weights,
+    output_and_gradients,
+    predicted,
+)
 from keras import ops
 
 import capsulenet
+from capsnet.networks.efficient import DepthwiseByPlace
 from capsnet.options import ROUTINGS
 from capsnet.squashes import exponential_squash
 from capsnet.training import recipe
@@ -35,6 +42,27 @@ def test_what_the_convolutions_do_not_fit_is_refused(size):
         capsulenet.EfficientCapsNet((*size, 1), 10)
 
 
+@pytest.mark.parametrize("kernel, strides, places", [(7, 1, 1), (3, 2, 9)])
+def test_a_convolution_by_place_is_that_of_keras(kernel, strides, places):
+    x, how = array(2, 7, 7, 3), {"bias_initializer": "normal"}
+    layer = DepthwiseByPlace(kernel, strides, data_format="channels_last", **how)
+    expected = keras.layers.DepthwiseConv2D(
+        kernel, strides, data_format="channels_last"
+    )
+    for each in (layer, expected):
+        each.build(x.shape)
+    expected.set_weights(layer.get_weights())
+    direction = array(2, round(places**0.5), round(places**0.5), 3)
+
+    def loss(y):
+        return ops.sum(ops.multiply(y, direction))
+
+    found, gradients = output_and_gradients(layer, x, loss)
+    wanted, wanted_gradients = output_and_gradients(expected, x, loss)
+    for a, b in zip([found, *gradients], [wanted, *wanted_gradients]):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
 def test_primary_capsules_and_squash_are_those_of_efficient_capsnet():
     with np.load(f"{ROOT}/tests/efficient_capsnet_layers.npz") as file:
         recorded = dict(file)
@@ -43,7 +71,7 @@ def test_primary_capsules_and_squash_are_those_of_efficient_capsnet():
     # Their convolution of groups, as this network's depthwise one, on 4 x 4 places.
 
     inputs = keras.Input((4, 4, 12))
-    layer = keras.layers.DepthwiseConv2D(4, data_format="channels_last")
+    layer = DepthwiseByPlace(4, data_format="channels_last")
     x = keras.layers.Reshape((-1, 4))(layer(inputs))
     model = keras.Model(inputs, exponential_squash(x))
     kernel = recorded["primary_kernel"].transpose(0, 1, 3, 2)

@@ -131,10 +131,23 @@ def test_where_products_are_rounded_the_spectral_form_is_not_taken(monkeypatch):
 
 
 @pytest.mark.skipif(not numerics.on_cpu(), reason="direct on an accelerator")
-def test_small_kernels_are_not_transformed():
-    layer = SpectralConv2D(16, 3)
-    layer.build((None, 28, 28, 16))
-    assert layer.form == "patches"
+@pytest.mark.parametrize(
+    "convolution, size, form",
+    [
+        ((256, 9, 1), (28, 28, 1), "patches"),  # the first one on MNIST
+        ((256, 9, 2), (20, 20, 256), "spectral"),  # the second
+        ((256, 9, 2), (12, 12, 256), "spectral"),  # the same of 20 x 20 pixels
+        ((256, 9, 1), (32, 32, 3), "patches"),  # in colour: many places, few channels
+        ((64, 3, 1), (22, 22, 64), "direct or spectral"),  # Efficient-CapsNet
+        ((128, 3, 2), (20, 20, 64), "direct or patches"),
+        ((16, 3, 1), (28, 28, 16), "direct or patches"),
+    ],
+)
+def test_the_form_that_takes_least_is_chosen(convolution, size, form):
+    layer = SpectralConv2D(*convolution)
+    layer.build((None, *size))
+    # XLA's own convolution is the slowest, oneDNN's the fastest of small ones.
+    assert layer.form == form.split(" or ")[-(keras.backend.backend() == "jax")]
 
 
 @pytest.mark.skipif(not numerics.on_cpu(), reason="direct on an accelerator")

@@ -5,11 +5,13 @@ References:
         Routing. Scientific Reports 2021. https://arxiv.org/abs/2101.12491
 """
 
-from keras import layers
+import keras
+from keras import layers, ops
 
 from capsnet.networks.trio import class_capsules, trio
+from capsnet.numerics import full, part
 from capsnet.squashes import exponential_squash
-from capsulelayers import full_dtype
+from capsulelayers import SpectralConv2D, full_dtype
 
 SMALLEST, LARGEST = 13, 64
 """Pixels a side."""
@@ -61,13 +63,12 @@ def EfficientCapsNet(
     for number, size in enumerate(sizes, start=1):
         how_convolved = {"data_format": "channels_last", "name": f"conv{number}"}
         how_convolved |= {"activation": "relu", "kernel_initializer": "he_normal"}
-        x = layers.Conv2D(*size, **how_convolved)(x)
+        x = SpectralConv2D(*size, **how_convolved)(x)
         x = layers.BatchNormalization(axis=-1, name=f"normalized{number}")(x)
     # Layer 5: primary capsules, each of its own filters, which see all of the map.
     kernel, strides = ((5, 5), 2) if large else (x.shape[1:3], 1)
-    x = layers.DepthwiseConv2D(
-        kernel, strides, data_format="channels_last", name="primarycap_depthwise"
-    )(x)
+    how_convolved = {"data_format": "channels_last", "name": "primarycap_depthwise"}
+    x = DepthwiseByPlace(kernel, strides, **how_convolved)(x)
     x = layers.Reshape((-1, dim_primary), name="primarycap_reshape")(x)
     how_squashed = {"dtype": full_dtype(), "name": "primarycap_squash"}
     primarycaps = layers.Activation(exponential_squash, **how_squashed)(x)
@@ -75,6 +76,32 @@ def EfficientCapsNet(
     size = (n_class, dim_capsule, routings)
     digitcaps = class_capsules(primarycaps, *size, routing=routing, **how)
     return trio(inputs, digitcaps, decoder, name="efficient")
+
+
+@keras.saving.register_keras_serializable(package="capsnet")
+class DepthwiseByPlace(layers.DepthwiseConv2D):
+    """A `DepthwiseConv2D` of few places, each of them a weighted sum.
+
+    Its weights are those of `keras.layers.DepthwiseConv2D`, and so are its outputs, to
+    rounding. XLA takes 200 times as long for the gradients of that one on a CPU, and
+    oneDNN twice, where the kernel covers the map.
+
+    Channels last, "valid", one filter a channel.
+    """
+
+    def call(self, inputs):
+        """Convolve `inputs` `(B, H, W, C)`, to `(B, rows, columns, C)`."""
+        x, kernel = full(inputs), ops.squeeze(full(self.kernel), -1)
+        _, rows, columns, channels = self.compute_output_shape(inputs.shape)
+        (height, width), (sh, sw) = self.kernel_size, self.strides
+        places = []
+        for i in range(rows):
+            row = part(x, 1, i * sh, height)
+            for j in range(columns):
+                seen = part(row, 2, j * sw, width)
+                places.append(ops.sum(seen * kernel, (1, 2)))
+        x = ops.reshape(ops.stack(places, 1), (-1, rows, columns, channels))
+        return ops.cast(x + full(self.bias), self.compute_dtype)
 
 
 def _check_size(height, width):
