@@ -16,10 +16,17 @@ from capsnet.transforms import LARGEST_TRANSFORM, MOVED, best_tile, transforms
 
 CONV_FORMS = ("auto", "direct", "spectral", "patches")
 
-DIRECT = {"tensorflow": 1.125, "torch": 1.125, "jax": math.inf}
+DIRECT = 1.125
 """How long a multiplication of the backend's own convolution takes on a CPU, where one of
-a large matrix product takes 1. XLA has none for the gradients that is of use: 22 s in place
-of 0.35 for the primary capsules of 100 images."""
+a large matrix product takes 1; but for JAX, see `_direct`."""
+
+
+def _direct():
+    """`DIRECT`, or infinity: XLA on a CPU has no kernels for a convolution's gradients.
+
+    The primary capsules of 100 images took it 22 s in place of 0.2.
+    """
+    return math.inf if keras.backend.backend() == "jax" else DIRECT
 
 
 def _products_are_rounded():
@@ -166,8 +173,8 @@ class SpectralConv2D(keras.layers.Conv2D):
         multiplications = copied * self.filters
         costs = {
             "spectral": spectral,
-            "patches": multiplications + 0.75 * MOVED * copied,
-            "direct": multiplications * DIRECT[keras.backend.backend()],
+            "patches": multiplications + 0.75 * MOVED * copied,  # written, read once
+            "direct": multiplications * _direct(),
         }
         return min(costs, key=costs.get)
 
