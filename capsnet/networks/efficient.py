@@ -86,7 +86,7 @@ class DepthwiseByPlace(layers.DepthwiseConv2D):
     rounding. XLA takes 200 times as long for the gradients of that one on a CPU, and
     oneDNN twice, where the kernel covers the map.
 
-    Channels last, "valid", one filter a channel.
+    Channels last, "valid", one filter a channel, with a bias and no activation.
     """
 
     def call(self, inputs):

@@ -76,6 +76,7 @@ def test_what_is_exported_is_the_network(page, runtime, blocks, monkeypatch):
         names["model"] = capsulenet.CapsNet(**sizes)[1]
         names["model"].set_weights(names["trained"].get_weights())
         names["model"].get_layer("conv1").form = "patches"
+        assert forms(names["model"]) == ["patches", conv]
     images = names["images"]
     expected = names["model"].predict(images, verbose=0)
     assert np.ptp(expected[0], axis=0).max() > 0.5
