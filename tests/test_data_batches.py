@@ -1,3 +1,5 @@
+import itertools
+
 import keras
 import numpy as np
 import pytest
@@ -158,6 +160,19 @@ def test_validation_weights_make_averages_exact(n, batch_size):
         sizes.append(len(x))
     assert len(set(sizes)) == 1
     assert np.mean(means) == pytest.approx(np.arange(n).mean())
+
+
+@pytest.mark.parametrize("kind", ["training", "shifted", "pairs", "validation"])
+def test_no_two_arrays_of_a_batch_share_memory(kind):
+    x, y = images(10), one_hot(10)
+    if kind == "validation":
+        batch = ValidationBatches(x, y, 4)[2]
+    else:
+        options = {"shifted": {"shift_fraction": 0.2}, "pairs": {"overlap": 2}}
+        batch = TrainingBatches(x, y, 4, **options.get(kind, {}))[0]
+    arrays = [array for part in batch for array in part]
+    for array, other in itertools.combinations([x, y, *arrays], 2):
+        assert not np.shares_memory(array, other)
 
 
 @pytest.mark.parametrize("hosts", [2, 3])

@@ -194,7 +194,11 @@ class TrainingBatches(keras.utils.PyDataset):
         span = _span(index, self.batch_size, self.share)
         x, y = self._changed(span)
         if self.parts == 1:
-            return ((x, y), (y, x)) if self.with_images else (x, y)
+            if not self.with_images:
+                return x, y
+            # Copies: with two devices TensorFlow takes over an array's memory and writes
+            # the reconstruction's error over its target, which would be the input too.
+            return (x, y), (self.xp.copy(y), self.xp.copy(x))
         all_first = len(self) * self.batch_size
         second = slice(span.start + all_first, span.stop + all_first)
         digits, labels = (
@@ -267,5 +271,5 @@ class ValidationBatches(keras.utils.PyDataset):
         x, y, labels, targets = (a[np.minimum(indices, len(a) - 1)] for a in arrays)
         if not self.with_images:
             return x, y, weights
-        of_targets = weights.reshape(-1, *(1,) * (targets.ndim - 2))
+        of_targets = weights.reshape(-1, *(1,) * (targets.ndim - 2)).copy()
         return (x, labels), (y, targets), (weights, of_targets)
