@@ -45,6 +45,15 @@ def replicas(batch=None):
     return 1 if isinstance(batch, int) and batch % devices else devices
 
 
+def mirrors():
+    """Return how many copies of a model TensorFlow trains, each on its part of a batch."""
+    if keras.backend.backend() != "tensorflow":
+        return 1
+    import tensorflow as tf
+
+    return tf.distribute.get_strategy().num_replicas_in_sync
+
+
 def full_dtype(dtype=None):
     """The type that is computed in where half precision does not do.
 

@@ -8,7 +8,7 @@ References:
 import keras
 from keras import layers, ops
 
-from capsnet.networks.trio import class_capsules, trio
+from capsnet.networks.trio import batch_normalization, class_capsules, trio
 from capsnet.numerics import full, part
 from capsnet.squashes import exponential_squash
 from capsulelayers import SpectralConv2D, full_dtype
@@ -64,7 +64,7 @@ def EfficientCapsNet(
         how_convolved = {"data_format": "channels_last", "name": f"conv{number}"}
         how_convolved |= {"activation": "relu", "kernel_initializer": "he_normal"}
         x = SpectralConv2D(*size, **how_convolved)(x)
-        x = layers.BatchNormalization(axis=-1, name=f"normalized{number}")(x)
+        x = batch_normalization(name=f"normalized{number}")(x)
     # Layer 5: primary capsules, each of its own filters, which see all of the map.
     kernel, strides = ((5, 5), 2) if large else (x.shape[1:3], 1)
     how_convolved = {"data_format": "channels_last", "name": "primarycap_depthwise"}

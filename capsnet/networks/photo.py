@@ -12,7 +12,7 @@ import math
 import keras
 from keras import layers
 
-from capsnet.networks.trio import class_capsules, trio
+from capsnet.networks.trio import batch_normalization, class_capsules, trio
 from capsnet.rules import kernel_initializer, rule
 from capsulelayers import PrimaryCap
 
@@ -156,4 +156,4 @@ def _normalised(x, filters, kernel_size, strides=1):
         data_format="channels_last",
         kernel_initializer="he_normal",
     )(x)
-    return layers.BatchNormalization(axis=-1, momentum=0.9)(x)
+    return batch_normalization(momentum=0.9)(x)

@@ -203,8 +203,4 @@ def alone():
 
 def replicas():
     """Return how many devices of all hosts a batch is shared out to."""
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        return tf.distribute.get_strategy().num_replicas_in_sync
-    return numerics.replicas()
+    return max(numerics.mirrors(), numerics.replicas())

@@ -150,6 +150,41 @@ def test_two_devices_take_the_steps_of_one(folder, backend, cheap_jax, monkeypat
     assert "agreed on 13 arrays" in run_python(STEPS.format(root=ROOT), folder)
 
 
+NORMALIZED = """
+import sys; sys.path.insert(0, {root!r})
+import keras, numpy as np, tensorflow as tf
+from capsnet import networks
+from capsnet.training import devices
+devices.use_cpu(2)
+with devices.data_parallel(2, "cpu"):
+    models = [build((17, 17, 1), 2)[0] for build in networks.OTHERS.values()]
+    layers = [layer for model in models for layer in model._flatten_layers()]
+    kind = keras.layers.BatchNormalization
+    found = [layer for layer in layers if isinstance(layer, kind)]
+    strategy = tf.distribute.get_strategy()
+    for layer in found:
+        filters = layer.gamma.shape[0]
+
+        @tf.function
+        def of_numbers():  # the one device has zeros, the other twos
+            replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+            twos = 2 * tf.ones((4, 3, 3, filters)) * tf.cast(replica, "float32")
+            return layer(twos, training=True)
+
+        values = strategy.experimental_local_results(strategy.run(of_numbers))
+        for value, expected in zip(values, (-1, 1)):
+            np.testing.assert_allclose(value, expected, atol=1e-3)
+print("normalized by", len(found), "layers")
+"""
+
+
+@pytest.mark.skipif("tensorflow" not in ENGINES, reason="the others mirror nothing")
+def test_mirrored_layers_normalize_by_the_whole_batch(folder, monkeypatch):
+    monkeypatch.setenv("KERAS_BACKEND", "tensorflow")
+    printed = run_python(NORMALIZED.format(root=ROOT), folder)
+    assert "normalized by 13 layers" in printed  # 4 of efficient, 9 of photo
+
+
 @pytest.mark.parametrize("backend", ENGINES)
 def test_two_devices_train_and_test(
     folder, backend, cheap_jax, monkeypatch, capsys, small_network
