@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from helpers import SMALL, assert_same_weights, predicted, small_capsnet
 
-from capsulenet import CapsNet, load_weights, save_weights
+from capsulenet import CapsNet, PhotoCapsNet, load_weights, save_weights
 
 
 def changed(model):
@@ -142,3 +142,50 @@ def test_a_failed_save_leaves_the_file_that_was_there(tmp_path, monkeypatch):
     with open(path, "rb") as file:
         assert file.read() == before
     assert os.listdir(tmp_path) == ["a.h5"]
+
+
+def stem(kinds):
+    """A model of twelve inner layers, of one kind or two, in an order of its own."""
+    x = inputs = keras.Input((4, 4, 2))
+    for index in range(12):
+        x = keras.layers.Conv2D(2, 3, padding="same")(x)
+        if kinds == 2 and index % 3 == 0:
+            x = keras.layers.Dropout(0.5)(keras.layers.BatchNormalization()(x))
+    return keras.Model(inputs, x, name="stem")
+
+
+@pytest.mark.parametrize("kinds", [1, 2])
+@pytest.mark.parametrize("name", ["a.h5", "a.weights.h5", "a.keras"])
+def test_a_model_within_the_model_is_read_in_its_own_order(tmp_path, kinds, name):
+    def around(inner):
+        images = keras.Input((4, 4, 2))
+        flat = keras.layers.Flatten()(inner(images))
+        return keras.Model(images, keras.layers.Dense(3, name="head")(flat))
+
+    model = around(stem(kinds))
+    model.set_weights([np.random.uniform(size=w.shape) for w in model.get_weights()])
+    path = str(tmp_path / name)
+    if name == "a.h5":
+        save_weights(model, path)
+    elif name == "a.keras":
+        model.save(path)
+    else:
+        model.save_weights(path)
+    loaded = around(stem(kinds))
+    load_weights(loaded, path)
+    assert_same_weights(loaded, model)
+    if kinds == 2 and name != "a.h5":
+        before = around(stem(1))
+        kept = before.get_weights()
+        with pytest.raises(ValueError, match=f"{name}: layer 'stem' is another"):
+            load_weights(before, path)
+        for a, b in zip(before.get_weights(), kept, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_the_best_weights_of_the_network_for_pictures_are_read(tmp_path):
+    model = changed(PhotoCapsNet((17, 17, 3), 2, decoder=False)[0])
+    model.save_weights(str(tmp_path / "best.weights.h5"))
+    other = PhotoCapsNet((17, 17, 3), 2, decoder=False)[0]
+    load_weights(other, str(tmp_path / "best.weights.h5"))
+    assert_same_weights(other, model)

@@ -8,15 +8,13 @@ import json
 import math
 import os
 import re
-import tempfile
 
-import h5py
 import keras
 
 from capsnet.errors import first_line
 from capsnet.files import open_file, sha256, whole_file, write_text
 from capsnet.training import devices
-from capsnet.weights.files import read_apart
+from capsnet.weights.files import load_as_keras, read_apart
 
 
 class Checkpoints(keras.callbacks.Callback):
@@ -200,26 +198,13 @@ def restore(model, save_dir, record):
             f"{path}: is of another model (its optimizer has {there} arrays, and this "
             f"one {needed})"
         )
-    with tempfile.TemporaryDirectory() as folder:
-        copy = os.path.join(folder, "copy.weights.h5")
-        with open(copy, "wb") as file:
-            file.write(_to_hdf5(arrays))
-        try:
-            with devices.alone():
-                model.load_weights(copy)
-        except Exception as error:  # whatever Keras raises
-            raise ValueError(
-                f"{path}: is of another model ({first_line(error)})"
-            ) from error
-
-
-def _to_hdf5(arrays):
-    """Return the bytes of an HDF5 file that holds what `read_apart` returned."""
-    content = io.BytesIO()
-    with h5py.File(content, "w") as file:
-        for name, (array,) in arrays.items():
-            file[name] = array
-    return content.getbuffer()
+    try:
+        with devices.alone():
+            load_as_keras(model, arrays)
+    except Exception as error:  # whatever Keras raises
+        raise ValueError(
+            f"{path}: is of another model ({first_line(error)})"
+        ) from error
 
 
 def restore_log(save_dir, record):

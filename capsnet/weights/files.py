@@ -6,10 +6,13 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 
 import h5py
+import keras
 import numpy as np
 
+from capsnet.errors import first_line
 from capsnet.files import open_file, whole_file
 from capsnet.weights import reader
 
@@ -22,7 +25,8 @@ def save_weights(model, path, about=None):
 
     Keras 3 writes weights only under names that end in `.weights.h5`. This writes the
     layout of Keras 2 under any name, so that `trained_model.h5` stays what it was:
-    CapsNet-Keras itself can read it, and so can Keras 3's `load_weights`.
+    CapsNet-Keras itself can read it, and so can Keras 3's `load_weights`, unless a model
+    within the model normalizes batches.
 
     Args:
         model: a model of the trio.
@@ -79,11 +83,7 @@ def set_weights(model, stored, path):
     weighted = [layer for layer in model.layers if layer.weights]
     for layer in weighted:
         if layer.name not in stored:
-            raise ValueError(
-                f"{path}: holds no layer {layer.name!r}, but "
-                f"{repr(sorted(stored))[1:-1][:200] or 'none at all'}; not a CapsNet's "
-                "weights"
-            )
+            stored = {**stored, layer.name: _inner_arrays(layer, stored, path)}
         shapes = [tuple(weight.shape) for weight in layer.weights]
         found = [value.shape for value in stored[layer.name]]
         if shapes != found:
@@ -93,6 +93,43 @@ def set_weights(model, stored, path):
             )
     for layer in weighted:
         layer.set_weights(stored[layer.name])
+
+
+def _inner_arrays(layer, stored, path):
+    """The arrays of a model within the model, in the order that Keras knows alone."""
+    start = f"{layer.name}/"
+    inner = {n.removeprefix(start): a for n, a in stored.items() if n.startswith(start)}
+    if not inner:
+        raise ValueError(
+            f"{path}: holds no layer {layer.name!r}, but "
+            f"{repr(sorted(stored))[1:-1][:200] or 'none at all'}; not a CapsNet's "
+            "weights"
+        )
+    try:
+        if len(inner) != len(layer.weights):  # Keras leaves what it has no place for
+            raise ValueError(f"{len(inner)} arrays and not {len(layer.weights)}")
+        copy = keras.models.clone_model(layer)
+        load_as_keras(copy, inner)
+    except Exception as error:  # whatever Keras raises
+        raise ValueError(
+            f"{path}: layer {layer.name!r} is another ({first_line(error)})"
+        ) from error
+    return copy.get_weights()
+
+
+def load_as_keras(model, arrays):
+    """Have Keras find where each array belongs, of a file that was read as data alone.
+
+    Args:
+        model: the model to load them into.
+        arrays: dict of paths in a `.weights.h5` file to lists of one array each.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        copy = os.path.join(folder, "copy.weights.h5")
+        with h5py.File(copy, "w") as file:
+            for name, (array,) in arrays.items():
+                file[name] = array
+        model.load_weights(copy)
 
 
 def read(path):
@@ -107,7 +144,8 @@ def read(path):
 
     Returns:
         `(about, weights)`: the dict that `save_weights` was given, empty for other
-        files, and a dict of layer names to lists of arrays, whose numbers are finite.
+        files, and a dict of layer names to lists of arrays, whose numbers are finite; of
+        layers within a layer see `load_as_keras`, their paths begin with its name.
 
     Raises:
         OSError: if the file can't be read.

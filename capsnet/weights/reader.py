@@ -14,6 +14,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import sys
 import zipfile
 
@@ -156,13 +157,27 @@ def _of_keras_2(root, arrays):
 
 
 def _of_keras_3(layers, arrays):
-    """Groups `vars` hold the weights by number; the outermost tells the layer's name."""
-    return {
-        _text(group["vars"].attrs.get("name", key)): [
-            array for path, array in arrays.items() if path.startswith(f"{key}/")
-        ]
-        for key, group in layers.items()
-    }
+    """Groups `vars` hold the weights by number; the outermost tells the layer's name.
+
+    The layers within a layer are numbered by kind. Which kind comes first the file does
+    not tell: where there are several, each array stands by itself, as `layer/path`.
+    """
+    found = {}
+    for key, group in layers.items():
+        name = _text(group["vars"].attrs.get("name", key))
+        paths = [path for path in arrays if path.startswith(f"{key}/")]
+        kinds = {re.sub(r"(_\d+)?/vars/\d+$", "", path) for path in paths}
+        if len(kinds) > 1:
+            found |= {f"{name}{p.removeprefix(key)}": [arrays[p]] for p in paths}
+        else:
+            found[name] = [arrays[path] for path in sorted(paths, key=_by_number)]
+    return found
+
+
+def _by_number(path):
+    """A path's parts, those that are numbers as such: 10 comes after 2."""
+    parts = re.split(r"(\d+)", path)
+    return [int(part) if part.isdecimal() else part for part in parts]
 
 
 def _text(name):
