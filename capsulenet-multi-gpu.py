@@ -131,7 +131,7 @@ def main(argv=None):
             raise
     devices.leave_hosts()
     if host == 0 and not args.pause_after:
-        args.testing = True
+        args.testing, args.resume = True, False
         args.weights = os.path.join(args.save_dir, "trained_model.h5")
         capsulenet.run(args)
 

@@ -265,7 +265,7 @@ def test(model, data, args):
     """
     args = options.complete(args)
     make_save_dir(args.save_dir)
-    if isinstance(data, Pairs) or shows_several(data[1]):
+    if args.shown == "several" or isinstance(data, Pairs) or shows_several(data[1]):
         return told_apart.test(model, data, args)
     print("-" * 30 + "Begin: test" + "-" * 30)
     x_test, y_test = data

@@ -369,7 +369,7 @@ def run(args, variant, seed, data):
     log = read_csv(os.path.join(options.save_dir, "log.csv"))
     x_test, y_test = data.test
     _, lengths, _ = capsulenet.predict(eval_model, x_test)
-    kind = datasets.shown(y_test, are_paired(options))
+    kind = datasets.shown(data.train[1], y_test, are_paired=are_paired(options))
     right = keras.ops.convert_to_numpy(several.right(y_test, lengths, kind))
     wrong = int(np.sum(~right))
     if isinstance(data.test, datasets.Bent):

@@ -128,6 +128,13 @@ def test_labels_may_be_strings_or_any_integers(tmp_path, labels, names):
     assert y_test.argmax(1).tolist() == order
 
 
+def test_labels_of_unsigned_and_signed_integers_stay_integers(tmp_path):
+    unsigned, signed = np.arange(6).astype("uint64") % 3, np.array([2, 0, 1])
+    path = npz(tmp_path / "a.npz", y_train=unsigned, y_test=signed)
+    _, (_, y_test), found = load_npz(path)
+    assert found == ("0", "1", "2") and y_test.argmax(1).tolist() == [2, 0, 1]
+
+
 def npz_claiming(path, shape, dtype="|u1", content=b""):
     """Write a data set whose training images claim a shape that they do not have."""
     header = io.BytesIO()

@@ -237,3 +237,15 @@ def test_balanced_batches_show_each_class_as_often_and_all_of_its_images():
     assert set(range(80, 90)) <= set(drawn)
     assert batches.commonest == pytest.approx(1 / 3)
     assert TrainingBatches(numbered(90), y, 90).commonest == pytest.approx(80 / 90)
+
+
+def test_balanced_batches_show_images_of_no_class_too():
+    y = np.zeros((40, 3), "float32")  # 24 of class 0, 4 of 0 and 1, 2 of 1, 10 of none
+    y[:28, 0] = y[24:30, 1] = 1
+    batches = TrainingBatches(numbered(40), y, 40, balance=True)
+    drawn = np.bincount(numbers(batches, 0), minlength=40)
+    assert sum(drawn) == 40 and set(range(30, 40)) <= set(np.flatnonzero(drawn))
+    assert 12 <= drawn[30:].sum() <= 14  # a third
+    shares = [24 / 28 / 3, 4 / 28 / 3 + 4 / 6 / 3, 2 / 6 / 3, 1 / 3]
+    assert batches.commonest == pytest.approx(max(shares))
+    assert TrainingBatches(numbered(40), y, 40).commonest == pytest.approx(24 / 40)

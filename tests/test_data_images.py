@@ -30,6 +30,9 @@ def test_pictures_of_every_kind_are_read_as_they_are_meant(tmp_path):
     assert deep[0, 0] == 129
     deep[0, 0] = gray[0, 0]
     np.testing.assert_array_equal(deep, gray)
+    values[1] = 500  # is black, but stands for transparent
+    white = read(Image.fromarray(values), tmp_path / "hole.png", transparency=500)
+    assert (np.asarray(white)[1] == 255).all() and np.asarray(white)[0, 0] == 129
     two = read(Image.fromarray(gray > 99), tmp_path / "two.png")
     assert two.mode == "L"
     np.testing.assert_array_equal(np.asarray(two), 255 * (gray > 99))

@@ -113,3 +113,15 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path):
     with pytest.raises(ValueError, match="refused: (posix|nt).mkdir"):
         sets._read_cifar(str(tmp_path), "data_batch_1")
     assert not (tmp_path / "evil").exists()
+
+
+@pytest.mark.parametrize("n, held", [(3, None), (4, 1), (9, 2)])
+def test_a_quarter_of_few_images_is_held_out_and_less_than_four_are_too_few(n, held):
+    x, y = np.zeros((n, 2, 2, 1)), np.ones((n, 1))
+    if held is None:
+        with pytest.raises(
+            ValueError, match="a quarter .* is held out, and there are 3"
+        ):
+            datasets.hold_out(x, y)
+    else:
+        assert [len(part[0]) for part in datasets.hold_out(x, y)] == [n - held, held]

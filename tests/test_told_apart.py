@@ -1,3 +1,5 @@
+import csv
+
 import keras
 import numpy as np
 import pytest
@@ -143,6 +145,24 @@ def test_pictures_of_any_number_of_classes(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "of 20 pictures: the capsules of at least 0.5 are not those" in said
     assert (tmp_path / "real_and_recon.png").exists()
+
+
+@pytest.mark.parametrize("several", ["train", "test"])
+def test_training_and_test_count_alike_where_one_of_them_shows_several(
+    tmp_path, small_network, call, several
+):
+    rng = np.random.default_rng(0)
+    one = np.eye(3, dtype="uint8")[np.arange(12) % 3]
+    labels = {"y_train": one, "y_test": one, f"y_{several}": one | one[::-1] | one[0]}
+    pixels = {f"x_{split}": rng.random((12, 17, 17)) for split in ("train", "test")}
+    np.savez(tmp_path / "several.npz", **pixels, **labels)
+    call("--dataset", "several.npz", "--epochs=1", "--save_dir=out")
+    with open(tmp_path / "out" / "log.csv") as file:
+        (row,) = csv.DictReader(file)
+    printed = call("--dataset", "several.npz", "-t", "-w", "out/trained_model.h5").out
+    assert "of 12 pictures: the capsules of at least 0.5 are not those" in printed
+    wrong = int(printed.split(" of 12 pictures")[0].split("(")[-1])
+    assert 1 - wrong / 12 == pytest.approx(float(row["val_capsnet_accuracy"]))
 
 
 @pytest.mark.parametrize(

@@ -178,3 +178,18 @@ def test_guessing_the_commonest_class_is_warned_of_once(
         watch.on_epoch_end(epoch, {"capsnet_accuracy": accuracy})
         printed = capsys.readouterr().out
         assert printed.count("Warning") == (warned if epoch == 3 else 0)
+
+
+@pytest.mark.parametrize("accuracy", [0.95, 0.9, 0.96, 0.992])
+def test_until_is_reached_by_an_accuracy_of_32_bits_that_is_just_below(accuracy):
+    seen = float(np.float32(accuracy))
+    assert seen < accuracy
+    resumed = callbacks.Until(accuracy, "val_accuracy", [{"val_accuracy": str(seen)}])
+    assert resumed.reached
+    until = callbacks.Until(accuracy, "val_accuracy")
+    until.set_model(classifier())
+    until.model.stop_training = False  # as `fit` begins
+    until.on_epoch_end(0, {"val_accuracy": seen - 1e-5})
+    assert not until.reached and not until.model.stop_training
+    until.on_epoch_end(1, {"val_accuracy": seen})
+    assert until.reached and until.model.stop_training

@@ -17,6 +17,7 @@ from keras import ops
 
 from capsnet.data import TrainingBatches
 from capsnet.training import checkpoints
+from capsulelayers import CapsuleLayer, Length
 from capsulenet import load_weights, margin_loss, save_weights, train
 
 
@@ -132,6 +133,15 @@ def test_a_classifier_without_capsules_is_trained_by_the_same_function(tmp_path)
 def test_class_names_that_no_file_may_have_are_refused(tmp_path, names):
     with pytest.raises(ValueError, match="class_names .* must be 3 strings"):
         train(classifier(), small_data(), options(tmp_path / "new", class_names=names))
+    assert not (tmp_path / "new").exists()
+
+
+def test_class_capsules_of_another_name_are_refused_with_theirs(tmp_path):
+    inputs = keras.Input((12, 12, 1))
+    capsules = CapsuleLayer(3, 4, name="mine")(keras.layers.Reshape((36, 4))(inputs))
+    model = keras.Model(inputs, Length()(capsules))
+    with pytest.raises(ValueError, match="must have the name 'digitcaps'"):
+        train(model, small_data(), options(tmp_path / "new"))
     assert not (tmp_path / "new").exists()
 
 

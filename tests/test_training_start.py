@@ -1,3 +1,4 @@
+import keras
 import numpy as np
 import pytest
 from helpers import options
@@ -78,3 +79,42 @@ def test_a_test_of_weights_that_say_nonsense_is_refused(tmp_path, lie):
     with pytest.raises(ValueError, match="w.h5: not a CapsNet's weights"):
         stored = capsulenet.weights.read(path)
         start.load_weights(model, options_of.complete(args), stored)
+
+
+def test_weights_are_read_where_there_is_nothing_to_resume(tmp_path, squares):
+    path = str(tmp_path / "w.h5")
+    capsulenet.save_weights(small()[0], path)
+    given = options(tmp_path / "new", dataset=squares, resume=True, weights=path)
+    _, resumed, stored = start.prepare(options_of.complete(given))
+    assert resumed is None and "conv1" in stored[1]
+
+
+def test_the_precision_of_one_run_is_not_that_of_the_next(tmp_path, squares):
+    before = keras.config.dtype_policy()
+    try:
+        for precision, policy in (
+            ("bfloat16", "mixed_bfloat16"),
+            ("float32", "float32"),
+        ):
+            given = options(tmp_path, dataset=squares, precision=precision)
+            start.prepare(options_of.complete(given))
+            assert keras.config.dtype_policy().name == policy
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+@pytest.mark.parametrize(
+    "tested, digit", [([0, 1, 2], 2), ([0, 1], 1), ([6, 7], 6), ([], 5)]
+)
+def test_the_class_that_is_drawn_is_one_that_test_images_show(tmp_path, tested, digit):
+    n_class = 3 if max(tested, default=9) < 3 else 8
+    y = np.eye(n_class, dtype="uint8")
+    x = np.zeros((n_class, 17, 17), "uint8")
+    y_test = y[tested] if tested else 0 * y[:1]
+    path = str(tmp_path / "a.npz")
+    np.savez(path, x_train=x, y_train=y, x_test=x[: len(y_test)], y_test=y_test)
+    given = options(tmp_path, dataset=path, testing=True)
+    del given.digit
+    args = options_of.complete(given)
+    start.prepare(args)
+    assert args.digit == digit

@@ -84,6 +84,8 @@ def from_arrays(source, x_train, y_train, x_test, y_test, class_names=None):
         labels = np.arange(len(class_names) if class_names else y_train.shape[1])
     else:
         labels = np.unique(np.concatenate([np.unique(y_train), np.unique(y_test)]))
+        if labels.dtype.kind == "f":  # NumPy's common type of int64 and uint64
+            labels = labels.astype("int64")
     if len(labels) < 2:
         raise ValueError(f"{source}: there is one class only")
     if len(labels) > 2000:

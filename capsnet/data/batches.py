@@ -137,12 +137,12 @@ class TrainingBatches(keras.utils.PyDataset):
             self.reach = [overlap, overlap]
         self.rotation, self.zoom = rotation, zoom
         self.flip, self.brightness, self.tint = flip, brightness, tint
-        shown = [np.flatnonzero(of_class) for of_class in np.transpose(y)]
-        shown = [members for members in shown if len(members)]
-        self.groups = shown if balance else [np.arange(len(x))]
-        self.commonest = 1 / len(shown) if balance else max(map(len, shown)) / len(x)
-        if shows_several(y):
-            self.commonest = np.unique(y, axis=0, return_counts=True)[1].max() / len(x)
+        self.groups = [np.arange(len(x))]
+        if balance:  # those that show no class are one more
+            shown = (*np.transpose(y), ~np.any(y, axis=1))
+            groups = [np.flatnonzero(of_class) for of_class in shown]
+            self.groups = [members for members in groups if len(members)]
+        self.commonest = self._commonest(y)
         if self.parts > 1:  # as often as the two commonest classes meet
             self.commonest = 2 * np.prod(np.sort(np.mean(y, axis=0))[-2:])
         self.classes = np.argmax(y, 1)
@@ -175,6 +175,16 @@ class TrainingBatches(keras.utils.PyDataset):
         factors = rng.uniform(1 - self.brightness, 1 + self.brightness, (n, 1, 1, 1))
         added = rng.uniform(-self.tint, self.tint, (n, 1, 1, channels))
         self.factors, self.added = factors.astype("float32"), added.astype("float32")
+
+    def _commonest(self, y):
+        """The share of the commonest class, or set of them, among what is drawn."""
+        drawn = np.zeros(len(y))
+        for members in self.groups:
+            drawn[members] += 1 / (len(self.groups) * len(members))
+        kinds = np.argmax(y, 1)
+        if shows_several(y):
+            kinds = np.unique(y, axis=0, return_inverse=True)[1].ravel()
+        return np.bincount(kinds, drawn).max()
 
     def _order(self, rng):
         """The images of an epoch, each once, or as many of each class."""

@@ -48,6 +48,8 @@ def read_picture(path, name=None):
         if picture.mode.startswith("I") or picture.mode == "F":
             full = 65535 if picture.mode.startswith("I") else 1
             values = np.clip(np.asarray(picture, "float32") / full, 0, 1)
+            if picture.has_transparency_data:  # one value, which shows white
+                values[np.asarray(picture) == picture.info["transparency"]] = 1
             return Image.fromarray(np.round(values * 255).astype("uint8"))
         if picture.has_transparency_data:
             picture = picture.convert("RGBA")

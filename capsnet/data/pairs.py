@@ -31,17 +31,20 @@ class Pairs(collections.namedtuple("Pairs", "x y")):
     """
 
 
-def shown(y, are_paired=False):
-    """Return how many classes the pictures of a training show.
+def shown(*labels, are_paired=False):
+    """Return how many classes the pictures of a data set show.
 
     Args:
-        y: array `(n, n_class)`, with 1 for each class that a picture shows.
-        are_paired: bool. Whether it overlaps each of them with another.
+        *labels: arrays `(n, n_class)`, with 1 for each class that a picture shows: of
+            the training pictures and of those that it is measured on.
+        are_paired: bool. Whether each of them is overlapped with another.
 
     Returns:
         `"one"`, `"two"`, or `"several"` where their number differs.
     """
-    return "two" if are_paired else "several" if shows_several(y) else "one"
+    if are_paired:
+        return "two"
+    return "several" if any(map(shows_several, labels)) else "one"
 
 
 def pad(images, margin=None):

@@ -109,9 +109,16 @@ def hold_out(x, y, images=None):
     Returns:
         Two pairs `(x, y)`: what is left to train on, and `HELD_OUT` images, a quarter
         where there are few.
+
+    Raises:
+        ValueError: if there are less than four.
     """
     order = np.random.default_rng(0).permutation(len(x))[:images]
     count = min(HELD_OUT, len(order) // 4)
+    if not count:
+        raise ValueError(
+            f"a quarter of the training images is held out, and there are {len(order)}"
+        )
     return tuple((x[part], y[part]) for part in (order[count:], order[:count]))
 
 

@@ -225,11 +225,14 @@ class Until(keras.callbacks.Callback):
     def __init__(self, accuracy, monitor, log=()):
         super().__init__()
         self.accuracy, self.monitor = accuracy or math.inf, monitor
-        self.reached = bool(log) and float(log[-1][monitor]) >= self.accuracy
+        self.reached = bool(log) and self._reaches(float(log[-1][monitor]))
+
+    def _reaches(self, accuracy):
+        return accuracy > self.accuracy - 1e-6  # float32's 0.95 is less than 0.95
 
     def on_epoch_end(self, epoch, logs=None):
         """Compare."""
-        self.reached = logs[self.monitor] >= self.accuracy
+        self.reached = self._reaches(logs[self.monitor])
         if self.reached:
             self.model.stop_training = True
             print(

@@ -115,7 +115,8 @@ def _fit(model, data, args, compile_model, watching):
     if args.seed is None:
         args.seed = devices.draw_seed()
     batches, validation_batches = _batches(model, data, args)
-    args.shown = datasets.shown(data[0][1], options.are_paired(args))
+    (_, y), (_, y_seen) = (part[:2] for part in data)
+    args.shown = datasets.shown(y, y_seen, are_paired=options.are_paired(args))
     compile_model(model, args, len(batches))
     resources.check_step(model, batches.batch_size)
     print(resources.describe(model, batches.batch_size))
@@ -201,6 +202,11 @@ def _batches(model, data, args):
 
 def _check_what_is_kept(model, args):
     """Raise a `ValueError` where what is asked for can't be trained, or not be kept."""
+    if has_capsules(model) and "digitcaps" not in [each.name for each in model.layers]:
+        raise ValueError(
+            "the layer of class capsules, whose lengths are trained, must have the name "
+            "'digitcaps'"
+        )
     other = args.lam_recon not in (0, options.DEFAULTS["lam_recon"])
     if other and len(model.outputs) == 1:
         raise ValueError(f"--lam_recon {args.lam_recon}: the network has no decoder")

@@ -3,6 +3,7 @@
 import contextlib
 
 import keras
+import numpy as np
 
 from capsnet import data as datasets
 from capsnet import options, weights
@@ -31,22 +32,32 @@ def prepare(args):
         devices.make_deterministic()
     data = datasets.load_for(args)
     (x_train, y_train), args.class_names = data.train, data.class_names
+    args.shown = datasets.shown(
+        y_train, data.test[1], are_paired=options.are_paired(args)
+    )
     if "digit" not in args.given:
-        args.digit = min(args.digit, y_train.shape[1] - 1)
+        args.digit = _digit(data.test[1], args.digit)
     options.check_options(args, n_class=y_train.shape[1])
-    stored = None
-    if args.weights is not None and (args.testing or not args.resume):
-        stored = weights.read(args.weights)
     checkpoint = None if args.testing else resume.find(args)
+    stored = None
+    if args.weights is not None and checkpoint is None:
+        stored = weights.read(args.weights)
     told, source = _told(args, stored, checkpoint)
     recipe.choose_network(args, x_train.shape[1:], told, source)
     recipe.fit_to_data(args, y_train, x_train.shape[1:])
     resumed = resume.check(args, checkpoint)
     args.seed = devices.draw_seed() if args.seed is None else args.seed
     keras.utils.set_random_seed(args.seed)
-    if args.precision == "bfloat16":
-        keras.config.set_dtype_policy("mixed_bfloat16")
+    mixed = args.precision == "bfloat16"
+    keras.config.set_dtype_policy("mixed_bfloat16" if mixed else "float32")
     return data, resumed, stored
+
+
+def _digit(y_test, wanted):
+    """The last class up to `wanted` that test images show, else the first that they do."""
+    shown = np.any(y_test, axis=0)
+    there = np.flatnonzero(shown if shown.any() else ~shown)
+    return int(max(there[there <= wanted], default=there[0]))
 
 
 def _told(args, stored, checkpoint=None):

@@ -190,7 +190,7 @@ def test_two_devices_train_and_test(
     folder, backend, cheap_jax, monkeypatch, capsys, small_network
 ):
     environment = {**cheap_jax, "KERAS_BACKEND": backend}
-    printed = run_small(folder, environment, "--epochs", 2)
+    printed = run_small(folder, environment, "--epochs", 2, "--resume")  # as by Slurm
     accuracy = float(printed.split("Test acc: ")[1].split()[0])
     with open(folder / "out" / "log.csv") as file:
         column = file.readline().split(",").index("val_capsnet_accuracy")
