@@ -115,8 +115,8 @@ def _fit(model, data, args, compile_model, watching):
     if args.seed is None:
         args.seed = devices.draw_seed()
     batches, validation_batches = _batches(model, data, args)
-    (_, y), (_, y_seen) = (part[:2] for part in data)
-    args.shown = datasets.shown(y, y_seen, are_paired=options.are_paired(args))
+    labels, paired = (part[1] for part in data), options.are_paired(args)
+    args.shown = datasets.shown(*labels, are_paired=paired)
     compile_model(model, args, len(batches))
     resources.check_step(model, batches.batch_size)
     print(resources.describe(model, batches.batch_size))
