@@ -85,7 +85,7 @@ class Mask(keras.layers.Layer):
         else:
             capsules = inputs
             squared = ops.sum(ops.square(full(capsules)), axis=-1)
-            longest = squared >= ops.max(squared, axis=-1, keepdims=True)
+            longest = squared >= ops.max(squared, axis=-1, keepdims=True, initial=0)
             # Of integers: of floats TensorFlow's takes operations on bits, which neither
             # ONNX nor LiteRT has.
             first = ops.argmax(ops.cast(longest, "int32"), axis=-1)

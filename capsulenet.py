@@ -31,6 +31,7 @@ from capsnet import (
     own_pictures,
     routes,
     scores,
+    several,
     told_apart,
     verdict,
     weights,
@@ -44,11 +45,11 @@ from capsnet.architecture import (
     of_file,
 )
 from capsnet.command_line import build_parser, one_line_errors
-from capsnet.data import Bent, Pairs, load_mnist, shows_several
+from capsnet.data import Bent, Pairs, load_mnist, shown_class, shows_several
 from capsnet.dimensions import MANIPULATIONS
 from capsnet.errors import HostLost, Interrupted
 from capsnet.files import make_save_dir
-from capsnet.inference import images_at_once, outputs_of, predict_in_batches
+from capsnet.inference import as_images, outputs_of
 from capsnet.machine import set_allocator
 from capsnet.networks import EfficientCapsNet, PhotoCapsNet, SharedCapsNet
 from capsnet.networks.trio import class_capsules, of_pairs, start_as_the_authors, trio
@@ -57,7 +58,6 @@ from capsnet.pictures import combine_images, plot_log, plot_manipulations, show_
 from capsnet.several import ExactSet
 from capsnet.training import fit, recipe, resources, start
 from capsnet.training.optimizers import optimizer
-from capsnet.training.resources import describe, step_memory
 from capsnet.weights import load_weights, save_weights
 from capsulelayers import (
     CapsuleLayer,
@@ -149,9 +149,12 @@ def margin_loss(y_true, y_pred, m_plus=0.9, m_minus=0.1, lambda_=0.5):
 
     Returns:
         A tensor `(batch,)`.
+
+    Raises:
+        ValueError: if the two have different shapes.
     """
     y_pred = ops.convert_to_tensor(y_pred)
-    y_true = ops.cast(y_true, y_pred.dtype)
+    y_true = several.like(ops.cast(y_true, y_pred.dtype), y_pred)
     present = y_true * ops.square(ops.maximum(0.0, m_plus - y_pred))
     absent = (1.0 - y_true) * ops.square(ops.maximum(0.0, y_pred - m_minus))
     return ops.sum(present + lambda_ * absent, axis=-1)
@@ -274,8 +277,9 @@ def test(model, data, args):
     wrong = np.flatnonzero(predicted != true)
     accuracy = 1 - len(wrong) / len(y_test)
     print(f"Test acc: {accuracy:.4f}")
-    error = 100 * (1 - accuracy)
-    print(f"Test error: {error:.2f}% ({len(wrong)} of {len(y_test)} images)")
+    print(
+        f"Test error: {100 - 100 * accuracy:.2f}% ({len(wrong)} of {len(true)} images)"
+    )
     names = options.class_names(args, y_test.shape[1])
     scores.say(scores.confusion(true, predicted, len(names)), names)
     show_test(x_test, x_recon, true, predicted, names, args.save_dir)
@@ -302,10 +306,12 @@ def manipulate_latent(model, data, args):
             the image, are used, see `train`.
 
     Raises:
-        ValueError: if `args.digit` is no class, or no test image shows it.
+        ValueError: if no test image shows `args.digit`, or there is no decoder.
     """
     args = options.complete(args)
     x_test, y_test = data
+    if "digit" not in args.given:
+        args.digit = shown_class(y_test, args.digit)
     check_options(args, n_class=y_test.shape[1])
     make_save_dir(args.save_dir)
     print("-" * 30 + "Begin: manipulate" + "-" * 30)
@@ -313,13 +319,12 @@ def manipulate_latent(model, data, args):
     digits = np.flatnonzero(y_test.any(0)) if all_digits else [args.digit]
     names = options.class_names(args, y_test.shape[1])
     for digit in digits:
-        chosen = dimensions.some_of(digit, y_test, args.seed, 1)
+        chosen = x_test[dimensions.some_of(digit, y_test, args.seed, 1)]
         if not len(chosen):
             raise ValueError(f"--digit {digit}: no test image shows it")
-        images = dimensions.manipulated(model, x_test[chosen], digit, MANIPULATIONS)
+        images = dimensions.manipulated(model, chosen, digit, MANIPULATIONS)
         path = os.path.join(args.save_dir, f"manipulate-{digit}.png")
-        name = names[digit]
-        plot_manipulations(x_test[chosen[0]], images[0], MANIPULATIONS, name, path)
+        plot_manipulations(chosen[0], images[0], MANIPULATIONS, names[digit], path)
         print(f"Manipulated images are saved to {path}")
     if all_digits:
         dimensions.show(model, data, args, digits)
@@ -341,9 +346,9 @@ def predict(model, images, thresholds=None, share=None):
         `verdicts` and `strangeness`, which are None without thresholds.
 
     Raises:
-        ValueError: if there are no images, or they have another shape than the model's.
+        ValueError: if there are none, or integers, or of another shape than the model's.
     """
-    images = np.asarray(images, "float32")
+    images = as_images(images)
     outputs = outputs_of(model, images)
     return verdict.judged(model, images, *outputs, thresholds, share)
 
@@ -385,11 +390,6 @@ def load_model(path, routings=3, input_shape=None):
     return models, about
 
 
-def predict_files(args):
-    """Tell the classes of picture files, see `capsnet.own_pictures.answer`."""
-    return own_pictures.answer(args, load_model, predict)
-
-
 NETWORKS = {"capsnet": CapsNet, **networks.OTHERS}
 """What `--model` may be."""
 
@@ -414,10 +414,10 @@ def run(args, parser=None):
     """
     args = options.complete(args)
     told = command_line.settings(args, parser or build_parser())
-    with one_line_errors():
+    with one_line_errors(), start.policy_kept():
         if args.predict:
-            if predict_files(args):  # some can't be read, which was said
-                raise SystemExit(1)
+            if own_pictures.answer(args, load_model, predict):
+                raise SystemExit(1)  # some can't be read, which was said
             return
         data, resumed, stored = start.prepare(args)
         models = build(args, *(array.shape[1:] for array in data.train))

@@ -75,7 +75,11 @@ def build_parser():
         type=float,
         help="weight of the sum of squared errors of an image's reconstruction",
     )
-    add("--dataset", default="mnist", help="as capsulenet.py --dataset")
+    add(
+        "--dataset",
+        default="mnist",
+        help="as capsulenet.py --dataset, but for its multimnist and affnist",
+    )
     add("--input-width", default=28, type=int, help="width of the images")
     add("--input-height", default=28, type=int, help="height of the images")
     add("--save-dir", default="./results", help="directory for everything written")
@@ -203,6 +207,11 @@ def prepare(args):
     options = training_options(args)
     capsulenet.check_options(options)
     primary_channels(args)
+    if args.dataset in ("multimnist", "affnist"):
+        raise ValueError(
+            f"--dataset {args.dataset}: has a training and a test of its own, in "
+            "capsulenet.py"
+        )
     data = datasets.load(args.dataset, options.image_size, options.color)
     (x, y), options.class_names = data.train, list(data.class_names)
     asked = (args.input_height, args.input_width, args.num_conv_in_channel)

@@ -418,7 +418,10 @@ def finished_runs(path):
     Raises:
         ValueError: if it is another kind of file.
     """
-    rows = read_csv(path) if os.path.exists(path) else []
+    try:
+        rows = read_csv(path) if os.path.exists(path) else []
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--csv {path}: not a results table ({error})") from None
     for row in rows:
         missing = [name for name in COLUMNS if row.get(name) is None]
         if missing:

@@ -31,6 +31,7 @@ def accuracies(seed, steps, sigma):
 
     import capsulenet
     from capsnet import data as datasets
+    from capsnet.inference import predict_in_batches
 
     (x, y), _ = datasets.load_mnist()
     args = capsulenet.build_parser().parse_args([])
@@ -48,7 +49,7 @@ def accuracies(seed, steps, sigma):
     for step in range(max(steps)):
         model.train_on_batch(*batches[step % len(batches)])
         if step + 1 in steps:
-            lengths, _ = capsulenet.predict_in_batches(evaluation, [x[-HELD_OUT:]])
+            lengths, _ = predict_in_batches(evaluation, [x[-HELD_OUT:]])
             right = lengths.argmax(1) == y[-HELD_OUT:].argmax(1)
             found.append(float(right.mean()))
             print(f"seed {seed}, {step + 1} steps: {found[-1]:.4f}", flush=True)

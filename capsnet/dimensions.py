@@ -24,6 +24,10 @@ def manipulated(model, x, digit, amounts):
     Returns:
         An array `(n, dim_capsule, len(amounts), height, width, channels)`.
     """
+    if model is None:
+        raise ValueError(
+            "the network has no decoder, so there is nothing to manipulate"
+        )
     n_class, dim = model.inputs[2].shape[1:]
     noise = np.zeros((dim, len(amounts), n_class, dim), "float32")
     for d in range(dim):

@@ -317,6 +317,7 @@ OPTIONS = (
     # What `train` and `test` take besides, and this command line has no flags for.
     *(Option(name, None, decides=False) for name in _OPEN),
     Option("shown", "one", decides=False),  # classes of a picture, see `data.shown`
+    Option("like_mnist", False, decides=False),  # see `data.are_like_mnist`
     Option("log_interval", 0, decides=False),
     Option("threads", 1, decides=False),
     Option("keep_checkpoints", 2, decides=False),

@@ -21,6 +21,34 @@ def images_at_once(model):
     return max(1, min(500, 500 * 1152 // digitcaps.input.shape[1]))
 
 
+def check_images(images, drawn=False):
+    """Raise a `ValueError` where images can't be numbers from 0 to 1.
+
+    Args:
+        images: array `(n, height, width, channels)`.
+        drawn: bool. Whether a decoder draws them, which draws nothing else; without it
+            other floats are taken for what they are. Defaults to False.
+    """
+    dtype = keras.backend.standardize_dtype(images.dtype)
+    if not dtype.startswith(("float", "bfloat")) and images.max(initial=0) > 1:
+        raise ValueError(
+            f"images of type {dtype}: must be floats from 0 to 1, such as "
+            'x.astype("float32") / 255'
+        )
+    if drawn and not (images.min() >= 0 and images.max() <= 1):  # NaN is neither
+        raise ValueError(
+            f"images from {images.min():.4g} to {images.max():.4g}: must be from 0 to 1, "
+            "or the network without a decoder, decoder=False"
+        )
+
+
+def as_images(images):
+    """Return images as an array of float32; for errors see `check_images`."""
+    images = np.asarray(images)
+    check_images(images)
+    return images.astype("float32", copy=False)
+
+
 def outputs_of(model, images):
     """Return capsule lengths and reconstructions of images.
 

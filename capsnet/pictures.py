@@ -37,7 +37,7 @@ def combine_images(generated_images, height=None, width=None):
     """
     num, rows, columns, channels = generated_images.shape
     if height is None and width is None:
-        width = math.isqrt(num)
+        width = max(1, math.isqrt(num))
     if height is None:
         height = math.ceil(num / width)
     elif width is None:
@@ -46,8 +46,8 @@ def combine_images(generated_images, height=None, width=None):
         raise ValueError(f"{num} images do not fit into a {height} x {width} grid")
     grid = np.zeros((height * width, rows, columns, channels), generated_images.dtype)
     grid[:num] = generated_images
-    grid = grid.reshape(height, width, rows, columns, channels)
-    image = grid.transpose(0, 2, 1, 3, 4).reshape(height * rows, width * columns, -1)
+    grid = grid.reshape(height, width, rows, columns, channels).transpose(0, 2, 1, 3, 4)
+    image = grid.reshape(height * rows, width * columns, channels)
     return image[:, :, 0] if channels == 1 else image
 
 
@@ -57,12 +57,13 @@ def plot_log(filename, show=True):
     The picture is saved beside the log, as `log.png` for `log.csv`.
 
     Args:
-        filename: str. A CSV file with a column `epoch`, as `keras.callbacks.CSVLogger`
-            writes it.
+        filename: str. A CSV file as `keras.callbacks.CSVLogger` writes it; rows are
+            counted where it has no column `epoch`.
         show: bool. Whether to open a window too, which happens only in an interactive
             session on a screen and never blocks. Defaults to True.
     """
     data = pd.read_csv(filename)
+    epochs = data.get("epoch", data.index) + 1
     show = show and _can_show()
     figure = plt.figure(figsize=(6, 8)) if show else Figure(figsize=(6, 8))
     for axes, kind in zip(figure.subplots(2, 1), ("loss", "acc"), strict=True):
@@ -70,9 +71,7 @@ def plot_log(filename, show=True):
             if kind in column:
                 style = "--" if column.startswith("val_") else "-"
                 marker = "o" if len(data) == 1 else None
-                axes.plot(
-                    data["epoch"] + 1, data[column], style, marker=marker, label=column
-                )
+                axes.plot(epochs, data[column], style, marker=marker, label=column)
         axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axes.set_xlabel("epoch")
         axes.set_ylabel("loss" if kind == "loss" else "accuracy")
@@ -318,10 +317,11 @@ def save_image(image, path):
     """Save an image, and show it as `plot_log` shows its picture.
 
     Args:
-        image: array `(rows, columns)` or `(rows, columns, channels)`, in [0, 1].
+        image: array `(rows, columns)` or `(rows, columns, channels)`, in [0, 1] or uint8.
         path: str. The file to write; its ending tells the format.
     """
-    pixels = np.round(what_shows(image) * 255).astype("uint8")
+    scale = 1 if image.dtype == "uint8" else 255
+    pixels = np.round(what_shows(image) * scale).astype("uint8")
     with whole_file(path) as temporary:
         Image.fromarray(pixels).save(temporary)
     if _can_show():

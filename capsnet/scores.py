@@ -63,5 +63,5 @@ def say(counts, names, most=20, worst=10):
         these = ", ".join(never[:most]) + ", ..." * (len(never) > most)
         print(
             f"Warning: no image was taken for {printable(these)}, though test images "
-            "show it: train with --balance yes, or for more --epochs"
+            "show it: more --epochs may help, or --balance yes of capsulenet.py"
         )

@@ -18,6 +18,24 @@ COUNTS = {"one": 1, "two": 2, "several": None}
 """How many classes each picture shows, see `capsnet.data.shown`."""
 
 
+def like(y, lengths):
+    """Return labels, whose shape has to be that of the lengths `(n, n_class)`.
+
+    Else they would be broadcast, and trained on without an error.
+    """
+    wrong = len(y.shape) != len(lengths.shape) or any(
+        None not in sizes and sizes[0] != sizes[1]
+        for sizes in zip(y.shape, lengths.shape)
+    )
+    if wrong:
+        raise ValueError(
+            f"labels of shape {tuple(y.shape)} for lengths {tuple(lengths.shape)}: "
+            "they must be zeros and ones (n, n_class), as keras.utils.to_categorical "
+            "makes of integers"
+        )
+    return y
+
+
 def present(lengths, shown):
     """Tell which classes pictures show.
 

@@ -96,6 +96,11 @@ def test_mask_multiplies_by_labels_that_are_not_one_hot(dtype):
     np.testing.assert_allclose(masked, expected, rtol=1e-6)
 
 
+def test_no_capsules_are_masked_to_none():
+    empty = np.zeros((0, 4, 2), "float32")
+    assert Mask()(empty).shape == Mask()([empty, empty[..., 0]]).shape == (0, 8)
+
+
 def test_masked_capsules_send_nothing():
     u, W = array(2, 9, 4), array(3, 9, 5, 4)
     kept = np.arange(9) % 3 > 0

@@ -117,6 +117,19 @@ def test_margin_loss_of_known_lengths():
         assert float(loss(y_true[:1], [[0.4, 0.3, 0.1]])) == pytest.approx(0.56)
 
 
+@pytest.mark.parametrize("y", [[0, 1, 2], [[0], [1], [2]], [[1, 0]] * 3])
+def test_labels_that_are_not_one_hot_are_refused(y):
+    lengths = np.full((3, 3), 0.5, "float32")
+    for loss in (margin_loss, MarginLoss()):
+        with pytest.raises(ValueError, match=r"zeros and ones \(n, n_class\)"):
+            loss(np.array(y), lengths)
+    inputs = keras.Input((3,))
+    model = keras.Model(inputs, keras.layers.Dense(3)(inputs))
+    model.compile(loss=MarginLoss())
+    with pytest.raises(ValueError, match="zeros and ones"):
+        model.train_on_batch(lengths, np.array(y))
+
+
 @pytest.mark.parametrize("loss", [margin_loss, MarginLoss()], ids=["function", "class"])
 def test_margin_loss_takes_the_weights_that_keras_gives(loss, tmp_path):
     """A model from lengths to lengths, on an example that is right and one wrong."""
@@ -182,6 +195,32 @@ def test_a_network_without_decoder_gives_lengths_alone(tmp_path):
     assert_same_weights(loaded, model)
     assert about["class_names"] == ["0", "1", "2"]  # none were given
     assert about["thresholds"] is None  # of 50 images
+
+
+def test_images_of_bytes_are_refused_with_what_to_do(tmp_path):
+    (x, y), test_data = small_data()
+    bytes_ = np.round(x * 255).astype("uint8")
+    of_bytes = "images of type uint8: must be floats from 0 to 1, such as x.astype"
+    with pytest.raises(ValueError, match=of_bytes):
+        train(small_capsnet()[0], ((bytes_, y), test_data), options(tmp_path / "new"))
+    with pytest.raises(
+        ValueError, match="images from 0 to 255: must be from 0 to 1, or"
+    ):
+        large = (bytes_.astype("float32"), y), test_data
+        train(small_capsnet()[0], large, options(tmp_path / "new"))
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(ValueError, match=of_bytes):
+        capsulenet.predict(small_capsnet()[1], bytes_)
+
+
+def test_a_class_that_is_shown_is_manipulated_where_a_decoder_draws(tmp_path):
+    (x, y), _ = small_data()
+    args = options(tmp_path)
+    del args.digit  # 5 for MNIST
+    capsulenet.manipulate_latent(small_capsnet()[2], (x, y), args)
+    assert (tmp_path / "manipulate-2.png").exists()
+    with pytest.raises(ValueError, match="has no decoder"):
+        capsulenet.manipulate_latent(None, (x, y), args)
 
 
 def test_prediction_needs_images():

@@ -220,3 +220,15 @@ def test_the_largest_picture_is_still_read(tmp_path, monkeypatch):
     monkeypatch.setattr(images, "LARGEST_PICTURE", 29)
     with pytest.raises(ValueError, match=r"\(6 x 5 pixels\)"):
         datasets.read_picture(path)
+
+
+def test_images_are_like_mnist_where_they_are_prepared_as_its_digits_are():
+    (x, _), (x_test, _) = datasets.load_mnist()
+    assert datasets.are_like_mnist(x) and datasets.are_like_mnist(x_test)
+    assert datasets.are_like_mnist(x.repeat(2, 1)[:90].repeat(2, 2))  # 40 of 56 pixels
+    wide = [np.concatenate([x[:90], x[:90]], axis) for axis in (2, 3)]
+    moved, placed = np.roll(x[:90], 2, 1), datasets.pad(x[:90], 6)
+    for other in (*wide, moved, placed, 1 - x[:90], x[:90, 4:24, 4:24], 0 * x[:90]):
+        assert not datasets.are_like_mnist(other)
+    mixed = np.concatenate([x[:80], moved[:20]])
+    assert not datasets.are_like_mnist(mixed) and datasets.are_like_mnist(mixed[:85])

@@ -1,18 +1,18 @@
 from helpers import small_capsnet
 
-import capsulenet
+from capsnet.inference import images_at_once
 from capsnet.networks import PhotoCapsNet
 from capsulenet import CapsNet
 
 
 def test_larger_images_are_predicted_in_smaller_batches():
     small, large = (CapsNet((side, side, 1), 3, 1)[1] for side in (28, 44))
-    assert capsulenet.images_at_once(small) == 500
-    assert capsulenet.images_at_once(large) == 500 * 36 // 14**2
-    assert capsulenet.images_at_once(small_capsnet()[1]) == 500
+    assert images_at_once(small) == 500
+    assert images_at_once(large) == 500 * 36 // 14**2
+    assert images_at_once(small_capsnet()[1]) == 500
 
 
 def test_large_pictures_are_predicted_in_smaller_batches():
     for side, most in ((28, 500), (64, 500), (224, 40)):
         model = PhotoCapsNet((side, side, 3), 3, decoder=False)[1]
-        assert capsulenet.images_at_once(model) == most
+        assert images_at_once(model) == most

@@ -67,6 +67,11 @@ def test_the_loss_is_weighted_as_a_sum_over_pixels():
         ("--threads 0", "--threads 0: must be at least 1"),
         ("--num-conv-out-channel 0", "--num-conv-out-channel 0: must be at least 1"),
         ("--output-unit-size 0", "--output-unit-size 0: must be at least 1"),
+        ("--dataset multimnist", "--dataset multimnist: has a training and a test of"),
+        (
+            "--dataset affnist",
+            "--dataset affnist: has a training and a test of its own",
+        ),
         ("--dataset nowhere", "no such file or folder"),
         ("--save-dir /dev/null/a", "--save_dir /dev/null/a: can't be written"),
     ],

@@ -36,6 +36,25 @@ def test_a_grid_of_just_the_size_is_filled_row_by_row():
     np.testing.assert_array_equal(grid, [[0, 1, 2], [3, 4, 5]])
 
 
+def test_a_grid_of_no_images_is_empty():
+    assert combine_images(np.zeros((0, 4, 5, 1))).shape == (0, 5)
+
+
+@pytest.mark.parametrize("kind", ["uint8", "float32"])
+def test_an_image_of_bytes_is_saved_as_it_is(tmp_path, kind):
+    pixels = np.array([[0, 128], [255, 7]], "uint8")
+    image = pixels if kind == "uint8" else (pixels / 255).astype(kind)
+    pictures.save_image(image, str(tmp_path / "a.png"))
+    with Image.open(tmp_path / "a.png") as saved:
+        np.testing.assert_array_equal(np.asarray(saved), pixels)
+
+
+def test_a_log_without_epochs_has_its_rows_counted(tmp_path, figures):
+    (tmp_path / "log.csv").write_text("loss,accuracy\n3,0.1\n2,0.2\n")
+    plot_log(str(tmp_path / "log.csv"), show=False)
+    np.testing.assert_array_equal(figures[0].axes[0].lines[0].get_xdata(), [1, 2])
+
+
 def test_a_grid_that_is_too_small_is_refused():
     with pytest.raises(ValueError, match="7 images do not fit into a 2 x 3"):
         combine_images(np.zeros((7, 2, 2, 1)), height=2, width=3)

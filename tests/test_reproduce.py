@@ -100,6 +100,7 @@ def test_the_options_of_a_row_are_flags_that_repeat_its_run(recipe):
         ("--bogus 1", "unrecognized arguments: --bogus 1"),
         ("--dataset nowhere", "nowhere: no such file or folder"),
         ("--table --csv other.csv", "other.csv: no column variant"),
+        ("--table --csv binary.csv", "--csv binary.csv: not a results table"),
         ("--table --csv none.csv", "none.csv: no finished run in it yet"),
         ("--csv file/table.csv", "file: File exists"),
     ],
@@ -108,6 +109,7 @@ def test_bad_input_ends_with_one_line(tmp_path, monkeypatch, capsys, flags, mess
     monkeypatch.chdir(tmp_path)
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     (tmp_path / "file").write_text("")
+    (tmp_path / "binary.csv").write_bytes(b"\x80\xff\x00")
     monkeypatch.setattr(reproduce, "run", None)
     with pytest.raises(SystemExit) as end:
         reproduce.main(flags.split())

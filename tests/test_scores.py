@@ -19,8 +19,8 @@ def test_a_class_that_is_shown_and_never_predicted_is_one_line(capsys):
         "Balanced acc: 0.5000, the mean over the classes",
         "Accuracy of each class: ape 100.0%, bee\\x1b 0.0%",
         (
-            "Warning: no image was taken for bee\\x1b, though test images show it: train "
-            "with --balance yes, or for more --epochs"
+            "Warning: no image was taken for bee\\x1b, though test images show it: more "
+            "--epochs may help, or --balance yes of capsulenet.py"
         ),
     ]
     scores.say(np.array([[3, 1], [2, 1]]), ["ape", "bee"])

@@ -15,10 +15,18 @@ from helpers import (
 )
 from keras import ops
 
+from capsnet import data as datasets
 from capsnet.data import TrainingBatches
 from capsnet.training import checkpoints
 from capsulelayers import CapsuleLayer, Length
-from capsulenet import load_weights, margin_loss, save_weights, train
+from capsulenet import (
+    CapsNet,
+    load_model,
+    load_weights,
+    margin_loss,
+    save_weights,
+    train,
+)
 
 
 def test_training_leaves_its_files(trained):
@@ -134,6 +142,19 @@ def test_class_names_that_no_file_may_have_are_refused(tmp_path, names):
     with pytest.raises(ValueError, match="class_names .* must be 3 strings"):
         train(classifier(), small_data(), options(tmp_path / "new", class_names=names))
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("digits", [True, False])
+def test_the_weights_tell_whether_images_are_prepared_as_those_of_mnist(
+    tmp_path, digits
+):
+    (x, y), _ = datasets.load_mnist()
+    part = x[:40] if digits else 1 - x[:40], y[:40]  # dark on light, and no file named
+    size = {"filters": 4, "n_channels": 1, "dim_primary": 4, "dim_capsule": 4}
+    model = CapsNet((28, 28, 1), 10, 1, **size)[0]
+    train(model, (part, part), options(tmp_path))
+    _, about = load_model(str(tmp_path / "trained_model.h5"))
+    assert about["like_mnist"] is digits
 
 
 def test_class_capsules_of_another_name_are_refused_with_theirs(tmp_path):

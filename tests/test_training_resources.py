@@ -10,13 +10,13 @@ from capsnet.training import resources
 
 
 def test_describe_names_the_forms():
-    line = capsulenet.describe(small_capsnet(conv="patches")[0])
+    line = resources.describe(small_capsnet(conv="patches")[0])
     assert "conv1 patches, primarycap_conv2d patches" in line
 
 
 def test_a_step_that_exceeds_the_machine_is_refused_with_what_fits(monkeypatch):
     model = small_capsnet()[0]
-    sizes = [capsulenet.step_memory(model, batch) for batch in (10, 1000, 2000)]
+    sizes = [resources.step_memory(model, batch) for batch in (10, 1000, 2000)]
     assert sizes[0] < sizes[1] and sizes[2] > 1.5 * sizes[1]
     monkeypatch.setattr(machine, "machine_memory", lambda: sizes[1])
     resources.check_step(model, 1000)
@@ -31,7 +31,7 @@ def test_a_step_that_exceeds_the_machine_is_refused_with_what_fits(monkeypatch):
 
 def test_a_picture_s_stem_counts_towards_the_memory():
     sizes = [PhotoCapsNet((side, side, 3), 3)[0] for side in (56, 64)]
-    small, large = (capsulenet.step_memory(model, 100) for model in sizes)
+    small, large = (resources.step_memory(model, 100) for model in sizes)
     assert 1.1 * small < large < 2 * small
     assert 0.5e9 < large < 4e9
 

@@ -5,8 +5,8 @@ from capsnet.data.arrays import Data, is_class_name, load_npz
 from capsnet.data.batches import TrainingBatches, ValidationBatches, shows_several
 from capsnet.data.changes import inverse_transforms, shift_images, transform_images
 from capsnet.data.folders import load_folder, pictures_under
-from capsnet.data.images import fit_and_tell, fit_picture, read_picture
-from capsnet.data.pairs import Pairs, pad, paired, shown
+from capsnet.data.images import are_like_mnist, fit_and_tell, fit_picture, read_picture
+from capsnet.data.pairs import Pairs, pad, paired, shown, shown_class
 from capsnet.data.sets import hold_out, load, load_for, load_mnist
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Pairs",
     "TrainingBatches",
     "ValidationBatches",
+    "are_like_mnist",
     "bent",
     "fit_and_tell",
     "fit_picture",
@@ -32,6 +33,7 @@ __all__ = [
     "read_picture",
     "shift_images",
     "shown",
+    "shown_class",
     "shows_several",
     "transform_images",
 ]

@@ -47,6 +47,13 @@ def shown(*labels, are_paired=False):
     return "several" if any(map(shows_several, labels)) else "one"
 
 
+def shown_class(y, most):
+    """Return the last class up to `most` that labels `(n, n_class)` show, else the first."""
+    shown = np.any(y, axis=0)
+    there = np.flatnonzero(shown if shown.any() else ~shown)
+    return int(max(there[there <= most], default=there[0]))
+
+
 def pad(images, margin=None):
     """Add a margin to images, which stays zero.
 

@@ -22,7 +22,7 @@ from capsnet.errors import (
     is_bad_input,
 )
 from capsnet.files import make_save_dir
-from capsnet.inference import images_at_once, predict_in_batches
+from capsnet.inference import check_images, images_at_once, predict_in_batches
 from capsnet.pictures import plot_log
 from capsnet.training import (
     callbacks,
@@ -50,6 +50,7 @@ def run(model, data, args, compile_model, signals=False):
     """
     options.check_options(args)
     _check_what_is_kept(model, args)
+    check_images(data[0][0], drawn=len(model.outputs) > 1)
     if args.deterministic:
         devices.make_deterministic()
     host, hosts = devices.host()
@@ -115,6 +116,9 @@ def _fit(model, data, args, compile_model, watching):
     if args.seed is None:
         args.seed = devices.draw_seed()
     batches, validation_batches = _batches(model, data, args)
+    # The digits of a pair together fill 20 / 28 of it, on average.
+    of_pairs = args.dataset == "multimnist"
+    args.like_mnist = of_pairs or datasets.are_like_mnist(data[0][0])
     labels, paired = (part[1] for part in data), options.are_paired(args)
     args.shown = datasets.shown(*labels, are_paired=paired)
     compile_model(model, args, len(batches))
@@ -247,10 +251,6 @@ def _save_interrupted(model, args, number, where):
     return "\n".join(said)
 
 
-_SIDES = {"mnist": 28, "multimnist": 36}
-"""Of the images of digits that fill 20 of 28 pixels, as pairs do on average."""
-
-
 def _kept_with_weights(model, args):
     """What travels with the weights, so that `--predict` needs no flags."""
     if not has_capsules(model):
@@ -260,7 +260,7 @@ def _kept_with_weights(model, args):
     return {
         "architecture": built,
         "class_names": names,
-        "like_mnist": _SIDES.get(args.dataset) == built["input_shape"][0],
+        "like_mnist": args.like_mnist,
     }
 
 

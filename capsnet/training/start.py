@@ -3,7 +3,6 @@
 import contextlib
 
 import keras
-import numpy as np
 
 from capsnet import data as datasets
 from capsnet import options, weights
@@ -36,7 +35,7 @@ def prepare(args):
         y_train, data.test[1], are_paired=options.are_paired(args)
     )
     if "digit" not in args.given:
-        args.digit = _digit(data.test[1], args.digit)
+        args.digit = datasets.shown_class(data.test[1], args.digit)
     options.check_options(args, n_class=y_train.shape[1])
     checkpoint = None if args.testing else resume.find(args)
     stored = None
@@ -53,11 +52,14 @@ def prepare(args):
     return data, resumed, stored
 
 
-def _digit(y_test, wanted):
-    """The last class up to `wanted` that test images show, else the first that they do."""
-    shown = np.any(y_test, axis=0)
-    there = np.flatnonzero(shown if shown.any() else ~shown)
-    return int(max(there[there <= wanted], default=there[0]))
+@contextlib.contextmanager
+def policy_kept():
+    """A context after which Keras' global policy, of the precision, is what it was."""
+    before = keras.config.dtype_policy()
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
 
 
 def _told(args, stored, checkpoint=None):
