@@ -29,6 +29,7 @@ def check_images(images, drawn=False):
         drawn: bool. Whether a decoder draws them, which draws nothing else; without it
             other floats are taken for what they are. Defaults to False.
     """
+    images = np.asarray(images)
     dtype = keras.backend.standardize_dtype(images.dtype)
     if not dtype.startswith(("float", "bfloat")) and images.max(initial=0) > 1:
         raise ValueError(

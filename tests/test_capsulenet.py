@@ -213,6 +213,16 @@ def test_images_of_bytes_are_refused_with_what_to_do(tmp_path):
         capsulenet.predict(small_capsnet()[1], bytes_)
 
 
+def test_images_may_be_tensors(tmp_path):
+    (x, y), test_data = small_data()
+    train(
+        small_capsnet()[0],
+        ((ops.convert_to_tensor(x), y), test_data),
+        options(tmp_path),
+    )
+    assert (tmp_path / "trained_model.h5").exists()
+
+
 def test_a_class_that_is_shown_is_manipulated_where_a_decoder_draws(tmp_path):
     (x, y), _ = small_data()
     args = options(tmp_path)

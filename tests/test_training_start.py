@@ -118,3 +118,11 @@ def test_the_class_that_is_drawn_is_one_that_test_images_show(tmp_path, tested, 
     args = options_of.complete(given)
     start.prepare(args)
     assert args.digit == digit
+
+
+def test_a_command_line_leaves_the_precision_of_the_process_alone(
+    squares, small_network, call
+):
+    before = keras.config.dtype_policy()
+    call("--dataset", squares, "--epochs=1", "--precision=bfloat16", "--save_dir=out")
+    assert keras.config.dtype_policy() == before

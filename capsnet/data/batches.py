@@ -143,8 +143,6 @@ class TrainingBatches(keras.utils.PyDataset):
             groups = [np.flatnonzero(of_class) for of_class in shown]
             self.groups = [members for members in groups if len(members)]
         self.commonest = self._commonest(y)
-        if self.parts > 1:  # as often as the two commonest classes meet
-            self.commonest = 2 * np.prod(np.sort(np.mean(y, axis=0))[-2:])
         self.classes = np.argmax(y, 1)
         self.whole = shifts == "whole"
         if self.whole:
@@ -178,6 +176,8 @@ class TrainingBatches(keras.utils.PyDataset):
 
     def _commonest(self, y):
         """The share of the commonest class, or set of them, among what is drawn."""
+        if self.parts > 1:  # as often as the two commonest classes meet
+            return 2 * np.prod(np.sort(np.mean(y, axis=0))[-2:])
         drawn = np.zeros(len(y))
         for members in self.groups:
             drawn[members] += 1 / (len(self.groups) * len(members))
