@@ -157,6 +157,17 @@ def test_the_second_start_reads_no_picture_until_one_changes(tmp_path, monkeypat
         assert len(count) == 21
 
 
+def test_another_version_of_the_reader_reads_again(tmp_path, monkeypatch):
+    path = save_pictures(tmp_path / "a")
+    datasets.load(path)
+    (first,) = cached()
+    reader = tmp_path / "images.py"
+    reader.write_text("# reads in another way")
+    monkeypatch.setattr(folders, "READER", (folders.READER[0], str(reader)))
+    datasets.load(path)
+    assert len(cached()) == 2 and first in cached()
+
+
 @pytest.mark.parametrize("harm", ["empty", "half", "other arrays", "objects"])
 def test_a_damaged_cache_is_not_believed(tmp_path, harm):
     path = save_pictures(tmp_path / "a")

@@ -5,8 +5,10 @@ import hashlib
 import json
 import math
 import os
+import pathlib
 import stat
 import zipfile
+import zlib
 
 import keras
 import numpy as np
@@ -23,6 +25,9 @@ PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
 LONGEST_SIDE, SHORTEST_SIDE = 64, 17
 """Pixels that pictures of several sizes are scaled to, at most and at least."""
 
+READER = (__file__, picture_files.__file__)
+"""The code that reads pictures: of another version nothing is taken from the cache."""
+
 CACHE_BYTES = 4_000_000_000
 """What the cache of pictures holds at most; what was longest unused leaves it first."""
 
@@ -33,8 +38,8 @@ def load_folder(path, image_size=None, color="auto", test_share=0.2, seed=0):
     The sub-folders stand in the folder itself, or under `train` and `test` in it.
     Without those a share of each class is drawn for the test. A picture that can't be
     read is named and left out. What was read is cached in Keras' directory
-    (`~/.keras`), until a file, or one of the arguments, changes, or others are used
-    that need its place (`CACHE_BYTES`).
+    (`~/.keras`), until a file, one of the arguments, or the code that reads them
+    changes, or others are used that need its place (`CACHE_BYTES`).
 
     Args:
         path: str. The folder.
@@ -137,16 +142,8 @@ def _read_cached(path, files, image_size, color):
     """
     relative = [(os.path.relpath(f, path), *rest) for f, *rest in files]
     folder = os.path.abspath(path)
-    key = json.dumps(
-        [
-            folder,
-            relative,
-            image_size,
-            color,
-            picture_files.LARGEST_PICTURE,
-            LONGEST_SIDE,
-        ]
-    )
+    reader = [zlib.crc32(pathlib.Path(file).read_bytes()) for file in READER]
+    key = json.dumps([folder, relative, image_size, color, reader])
     name = hashlib.sha256(key.encode()).hexdigest()[:24] + ".npz"
     cached = os.path.join(keras_home(), "capsnet", name)
     try:
