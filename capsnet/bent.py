@@ -85,6 +85,7 @@ def plot_curves(rows, path):
             values = [float(r["value"]) for r in of]
             axes.plot(values, shares, marker=marker, label=network)
         axes.set_xlabel(label)
+        axes.locator_params("x", nbins=6)  # more would run into each other
         axes.grid(alpha=0.3)
     first = figure.axes[0]
     first.set_ylabel("read, percent")
