@@ -13,12 +13,18 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from capsnet import pictures
+from capsnet.data.affine import REACH
 from capsnet.files import write_text
 
 BINS = 8
 """Points of a curve."""
 
-WHAT = {"angle": "turned by, degrees", "shear": "sheared by", "scale": "size, factor"}
+WHAT = {
+    "angle": "turned by, degrees",
+    "shear": "sheared by",
+    "scale": "size, factor",
+    "shift": f"moved by, pixels ({REACH} in training)",
+}
 """The axes of `affnist.png`."""
 
 
@@ -60,7 +66,7 @@ def show(data, right, save_dir, network="network"):
     write_text(os.path.join(save_dir, "affnist-curves.csv"), table)
     path = os.path.join(save_dir, "affnist.png")
     plot_curves(rows, path)
-    print(f"Accuracy by angle, shear and size: {path}")
+    print(f"Accuracy by angle, shear, size and place: {path}")
     path = os.path.join(save_dir, "affnist-digits.png")
     some = slice(50)
     classes = [str(digit) for digit in data.y[some].argmax(1)]
@@ -70,18 +76,20 @@ def show(data, right, save_dir, network="network"):
 
 
 def plot_curves(rows, path):
-    """Draw accuracy by angle, shear and size, a curve a network.
+    """Draw accuracy by angle, shear, size and place, a curve a network.
 
     Args:
-        rows: list of dicts as `curves` gives them, with `network`.
+        rows: list of dicts as `curves` gives them, with `network`; empty bins are left
+            out.
         path: str. The picture to write.
     """
-    figure = Figure(figsize=(11, 4), layout="constrained")
+    figure = Figure(figsize=(14, 4), layout="constrained")
     networks = list(dict.fromkeys(row["network"] for row in rows))
-    for axes, (change, label) in zip(figure.subplots(1, 3, sharey=True), WHAT.items()):
+    for axes, (change, label) in zip(figure.subplots(1, 4, sharey=True), WHAT.items()):
         for network, marker in zip(networks, "osD^vPX*" * len(networks)):
-            of = [r for r in rows if r["network"] == network and r["change"] == change]
-            shares = [100 * int(r["right"]) / max(1, int(r["images"])) for r in of]
+            of = [r for r in rows if (r["network"], r["change"]) == (network, change)]
+            of = [r for r in of if int(r["images"])]
+            shares = [100 * int(r["right"]) / int(r["images"]) for r in of]
             values = [float(r["value"]) for r in of]
             axes.plot(values, shares, marker=marker, label=network)
         axes.set_xlabel(label)

@@ -17,14 +17,24 @@ def test_a_curve_counts_each_image_once_where_it_was_bent():
 def test_the_pictures_and_the_table_are_written(tmp_path, figures):
     rng = np.random.default_rng(0)
     data = Bent(rng.random((60, 40, 40, 1)), np.eye(10)[np.arange(60) % 10])
-    data.changes = {k: rng.random(60) for k in ("angle", "shear", "scale")}
+    data.changes = {k: rng.random(60) for k in bent.WHAT}
     data.upright = data.x
     bent.show(data, rng.random(60) < 0.5, str(tmp_path), "CapsNet")
     with open(tmp_path / "affnist-curves.csv") as file:
         rows = list(csv.DictReader(file))
-    assert sum(int(row["images"]) for row in rows) == 3 * 60
+    assert sum(int(row["images"]) for row in rows) == 4 * 60
     assert {row["network"] for row in rows} == {"CapsNet"}
     curves, digits = figures
     labels = [axes.get_xlabel() for axes in curves.axes]
-    assert labels == ["turned by, degrees", "sheared by", "size, factor"]
+    assert labels[:3] == ["turned by, degrees", "sheared by", "size, factor"]
+    assert labels[3] == "moved by, pixels (6 in training)"
     assert len(digits.axes) == 50
+
+
+def test_where_no_image_was_bent_so_there_is_no_point(tmp_path, figures):
+    right = np.array([True, False, True, True])
+    rows = bent.curves({"angle": np.array([-20.0, -19, 0.1, 20])}, right)
+    rows = [{"network": "CapsNet", **row} for row in rows]
+    bent.plot_curves(rows, str(tmp_path / "curves.png"))
+    (line,) = figures[0].axes[0].lines
+    assert line.get_ydata().tolist() == [50, 100, 100]

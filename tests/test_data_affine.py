@@ -42,6 +42,13 @@ def test_bent_digits_reach_everywhere_and_every_change_its_limits(digits):
     assert ink.any((0, 2)).all() and ink.any((0, 1)).all()
 
 
+def test_a_bent_digit_was_moved_as_far_as_is_said(digits):
+    made = affine.bent(*digits)
+    way = np.abs(middle_of(made.x)).max(1)  # MNIST's ink lies about the middle
+    np.testing.assert_allclose(made.changes["shift"], way, atol=1.5)
+    assert made.changes["shift"].max() > 2 * affine.REACH > affine.REACH > way.min()
+
+
 def test_a_turn_is_anticlockwise_and_a_shear_moves_rows_against_each_other():
     arrow = np.zeros((1, 40, 40, 1), "float32")
     arrow[0, 5, 20] = 1  # above the middle
@@ -55,7 +62,7 @@ def test_a_turn_is_anticlockwise_and_a_shear_moves_rows_against_each_other():
         matrices = affine._matrices(*numbers)
         expected = matrices[0] @ [-14.5, 0.5]
         np.testing.assert_allclose(expected, place, atol=1e-9)
-        made = affine._bend(np.full_like(arrow, 0) + arrow, matrices, still)
+        made, _ = affine._bend(np.full_like(arrow, 0) + arrow, matrices, still)
         low = -19.5 - expected  # moved as far up and left as it can be
         np.testing.assert_allclose(middle_of(made)[0], expected + low, atol=0.6)
 

@@ -35,8 +35,9 @@ class Bent(collections.namedtuple("Bent", "x y")):
     Attributes:
         x: array `(n, 40, 40, 1)`, in [0, 1].
         y: one-hot array `(n, n_class)`.
-        changes: dict of arrays `(n,)`: `angle` in degrees, anticlockwise, `shear`, and
-            `scale`, the root of the factor on the area. None where a file does not tell.
+        changes: dict of arrays `(n,)`: `angle` in degrees, anticlockwise, `shear`,
+            `scale`, the root of the factor on the area, and `shift` in pixels, by rows or
+            by columns, whichever is more. None where a file does not tell.
         upright: array of the first 1,000 images or fewer before that; or None.
     """
 
@@ -84,13 +85,15 @@ def bent(x, y, count=None, seed=TEST_SEED):
     matrices = _matrices(angle, shear, scales)
     sources = np.arange(count) % len(x)
     moved = np.empty((count, *x.shape[1:]), "float32")
+    shifts = np.empty((count, 2))
     for begin in range(0, count, CHUNK):
         part = slice(begin, begin + CHUNK)
         images = x[sources[part]]
-        moved[part] = _bend(images, matrices[part], places[part])
+        moved[part], shifts[part] = _bend(images, matrices[part], places[part])
     made = Bent(moved, y[sources])
     scale = np.sqrt(scales.prod(1))
-    made.changes = {"angle": angle, "shear": shear, "scale": scale}
+    shift = np.abs(shifts).max(1)
+    made.changes = {"angle": angle, "shear": shear, "scale": scale, "shift": shift}
     made.upright = x[sources[:CHUNK]]
     return made
 
@@ -106,7 +109,11 @@ def _matrices(angle, shear, scales):
 
 
 def _bend(images, matrices, places):
-    """Bend images by matrices, and move them to a share of the way that they have."""
+    """Bend images by matrices, and move them to a share of the way that they have.
+
+    Returns:
+        The images, and by how many rows and columns they were moved, `(n, 2)`.
+    """
     middle = (SIDE - 1) / 2
     grid = np.indices((SIDE, SIDE)).reshape(2, -1) - middle
     ink = images.reshape(len(images), 1, -1) > 0
@@ -119,7 +126,8 @@ def _bend(images, matrices, places):
     shifts = np.where(inside, low + places * (high - low), 0)
     inverse = np.linalg.inv(matrices)
     origin = -inverse @ shifts[:, :, None]
-    return transform_images(images, np.concatenate([inverse, origin], 2).astype("f4"))
+    inverse = np.concatenate([inverse, origin], 2).astype("float32")
+    return transform_images(images, inverse), shifts
 
 
 def load_mat(path, typical):
