@@ -46,6 +46,27 @@ def seeded():
     keras.utils.set_random_seed(0)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def no_tuning():
+    """Let tf.data tune nothing.
+
+    To free an iterator that tunes itself takes what is left of its period, up to a minute
+    where it lived as long.
+    """
+    if keras.backend.backend() != "tensorflow":
+        yield
+        return
+    import tensorflow as tf
+
+    tunes, options = tf.data.Dataset.__iter__, tf.data.Options()
+    options.autotune.enabled = False
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            tf.data.Dataset, "__iter__", lambda self: tunes(self.with_options(options))
+        )
+        yield
+
+
 @pytest.fixture(scope="session")
 def recorded():
     """Inputs and outputs recorded from the layers of the public CapsNet-Keras."""
