@@ -85,7 +85,8 @@ def plot_curves(rows, path):
     """
     figure = Figure(figsize=(14, 4), layout="constrained")
     networks = list(dict.fromkeys(row["network"] for row in rows))
-    for axes, (change, label) in zip(figure.subplots(1, 4, sharey=True), WHAT.items()):
+    panels = figure.subplots(1, len(WHAT), sharey=True)
+    for axes, (change, label) in zip(panels, WHAT.items()):
         for network, marker in zip(networks, "osD^vPX*" * len(networks)):
             of = [r for r in rows if (r["network"], r["change"]) == (network, change)]
             of = [r for r in of if int(r["images"])]
