@@ -1,10 +1,13 @@
 import re
 
+import keras
+import numpy as np
 import pytest
-from helpers import small_capsnet
+from helpers import small_capsnet, small_data, small_train
 
 import capsulenet
 from capsnet import command_line, machine
+from capsnet.data import TrainingBatches, ValidationBatches
 from capsnet.networks import PhotoCapsNet
 from capsnet.training import resources
 
@@ -56,3 +59,36 @@ def test_weights_that_exceed_the_machine_are_refused(squares, monkeypatch, capsy
     with pytest.raises(SystemExit):
         capsulenet.main(["--dataset", squares])
     assert "images of 17 x 17 pixels need 0 GB" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_fit_is_fed_each_epoch_s_batches_in_their_order(workers):
+    (x, y), validation = small_data()
+    batches = TrainingBatches(x, y, 8, 0.1, workers=workers)
+    for source in (batches, ValidationBatches(*validation, 8)):
+        fed = resources.feed(source)
+        assert len(fed) == len(source)
+        for epoch in (0, 1):  # what is drawn anew comes out of the same pipeline
+            batches.draw(epoch)
+            for found, index in zip(fed, range(len(source)), strict=True):
+                keras.tree.map_structure(
+                    np.testing.assert_array_equal, found, source[index]
+                )
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="looks at TensorFlow's pipelines"
+)
+def test_no_pipeline_of_a_training_tunes_itself(tmp_path, monkeypatch):
+    import tensorflow as tf
+
+    begin, tuned = tf.data.Dataset.__iter__, []
+
+    def spied(dataset):
+        tuned.append(dataset.options().autotune.enabled)
+        return begin(dataset)
+
+    monkeypatch.setattr(tf.data.Dataset, "__iter__", spied)
+    small_train(tmp_path, epochs=2)
+    assert len(tuned) >= 4  # of two epochs and their validations
+    assert set(tuned) == {False}  # None: as TensorFlow likes

@@ -147,12 +147,12 @@ def _fit(model, data, args, compile_model, watching):
         folder.set_aside(args.save_dir)
     try:
         model.fit(
-            batches,
+            resources.feed(batches),
             initial_epoch=begin,
             epochs=end,
             verbose=args.verbose,
             shuffle=False,  # the batches bring their own order
-            validation_data=validation_batches,
+            validation_data=resources.feed(validation_batches),
             callbacks=[*used, until, *watching],
         )
     except ValueError as error:

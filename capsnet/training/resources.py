@@ -3,6 +3,7 @@
 import math
 
 import keras
+import numpy as np
 
 from capsnet import machine
 from capsnet.architecture import has_capsules, primary_positions
@@ -159,3 +160,36 @@ def batch_threads(threads):
     epoch for the next one, so that most of an epoch's order would be that of another.
     """
     return threads if keras.backend.backend() == "tensorflow" else 1
+
+
+def feed(batches):
+    """Return the batches of a training as `fit` takes them without waiting.
+
+    Specific to the backend: what Keras makes of a `PyDataset` for TensorFlow tunes its own
+    buffers, and to free it, once an epoch, takes what is left of the tuning's period, up to
+    a minute.
+
+    Args:
+        batches: `keras.utils.PyDataset`, of one shape, prepared by its `workers` threads.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return batches
+    import tensorflow as tf
+
+    first = keras.tree.map_structure(np.asarray, batches[0])
+    shapes = [array.shape for array in keras.tree.flatten(first)]
+    dtypes = [array.dtype for array in keras.tree.flatten(first)]
+
+    def batch(index):
+        arrays = tf.numpy_function(
+            lambda index: keras.tree.flatten(batches[index]), [index], dtypes
+        )
+        for array, shape in zip(arrays, shapes):
+            array.set_shape((None, *shape[1:]))
+        return keras.tree.pack_sequence_as(first, arrays)
+
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    indices = tf.data.Dataset.range(len(batches))
+    prepared = indices.map(batch, batches.workers, deterministic=True).prefetch(2)
+    return prepared.with_options(options)
