@@ -17,7 +17,7 @@ from capsnet.data.affine import REACH
 from capsnet.files import write_text
 
 BINS = 8
-"""Points of a curve."""
+"""Points of a curve, but for that of places, whose bins end where the training did."""
 
 WHAT = {
     "angle": "turned by, degrees",
@@ -41,8 +41,11 @@ def curves(changes, right):
     rows = []
     for change, values in changes.items():
         edges = np.linspace(values.min(), values.max(), BINS + 1)
-        of = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, BINS - 1)
-        for i in range(BINS):
+        if change == "shift":
+            edges = np.arange(0, values.max() + REACH / 3, REACH / 3)
+        bins = len(edges) - 1
+        of = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, bins - 1)
+        for i in range(bins):
             among = right[of == i]
             counts = {"images": len(among), "right": int(among.sum())}
             middle = (edges[i] + edges[i + 1]) / 2
@@ -67,6 +70,11 @@ def show(data, right, save_dir, network="network"):
     path = os.path.join(save_dir, "affnist.png")
     plot_curves(rows, path)
     print(f"Accuracy by angle, shear, size and place: {path}")
+    near = data.changes["shift"] < REACH
+    for where, of in ((f"by less than {REACH} pixels", near), ("further", ~near)):
+        if of.any():
+            read = f"{right[of].mean():.2%} of {np.count_nonzero(of):,} digits"
+            print(f"Moved {where}: {read} were read")
     path = os.path.join(save_dir, "affnist-digits.png")
     some = slice(50)
     classes = [str(digit) for digit in data.y[some].argmax(1)]

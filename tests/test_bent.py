@@ -14,6 +14,28 @@ def test_a_curve_counts_each_image_once_where_it_was_bent():
     assert (rows[0]["value"], rows[-1]["value"]) == (-17.5, 17.5)
 
 
+def test_the_curve_of_places_tells_those_of_the_training_from_others():
+    shift = np.array([0.0, 1.9, 2, 5.9, 6, 6.1, 9])
+    rows = bent.curves({"shift": shift}, np.arange(7) % 2 == 0)
+    assert [row["value"] for row in rows] == [1, 3, 5, 7, 9]
+    assert [row["images"] for row in rows] == [2, 1, 1, 2, 1]
+    assert [row["right"] for row in rows] == [1, 1, 0, 1, 1]
+
+
+def test_it_says_what_is_read_where_the_training_was_and_where_not(
+    tmp_path, figures, capsys
+):
+    data = Bent(np.zeros((3, 40, 40, 1)), np.eye(10)[:3])
+    data.changes, data.upright = {k: np.array([0.5, 7, 8]) for k in bent.WHAT}, data.x
+    bent.show(data, np.array([True, False, True]), str(tmp_path))
+    said = capsys.readouterr().out
+    assert "Moved by less than 6 pixels: 100.00% of 1 digits were read" in said
+    assert "Moved further: 50.00% of 2 digits were read" in said
+    data.changes["shift"] = np.ones(3)
+    bent.show(data, np.array([True, False, True]), str(tmp_path))
+    assert "further" not in capsys.readouterr().out
+
+
 def test_the_pictures_and_the_table_are_written(tmp_path, figures):
     rng = np.random.default_rng(0)
     data = Bent(rng.random((60, 40, 40, 1)), np.eye(10)[np.arange(60) % 10])
