@@ -260,6 +260,14 @@ OPTIONS = (
         NETWORK,
         rule=_FRACTION,
     ),
+    Option(
+        "elastic",
+        0.0,
+        "they are bent: pixels move along a smooth random field whose standard deviation "
+        "is this fraction of their side",
+        NETWORK,
+        rule=_FRACTION,
+    ),
     Option("flip", False, "training images are mirrored, every other one", NETWORK),
     Option(
         "brightness",

@@ -41,6 +41,42 @@ def test_rotations_and_zooms_have_every_size_up_to_the_limits():
     assert abs(np.corrcoef(angles, lengths)[0, 1]) < 0.1
 
 
+def test_bends_are_smooth_and_as_large_as_is_said_at_each_pixel():
+    height, width = 28, 42
+    ramps = np.moveaxis(np.indices((height, width), "float32"), 0, 2)
+    x = np.tile(ramps, (600, 1, 1, 1))  # each pixel shows its own place
+    (bent, _), (_, target) = TrainingBatches(x, one_hot(600), 600, elastic=0.02)[0]
+    np.testing.assert_array_equal(bent, target)
+    inside = (bent - x)[:, 4:-4, 4:-4]  # of what comes from outside no place is known
+    for axis, side in enumerate((height, width)):
+        moved = inside[..., axis]
+        np.testing.assert_allclose(moved.std(0), 0.02 * side, rtol=0.15)
+        assert abs(moved.mean()) < 0.01 * side * 0.1
+        down = np.diff(moved, axis=1).std(), np.diff(moved, axis=2).std()
+        # Numbers blurred by a Gaussian of width s differ by 1 / (s sqrt 2) a pixel.
+        expected = [0.02 * side / (s / 7 * np.sqrt(2)) for s in (height, width)]
+        np.testing.assert_allclose(down, expected, rtol=0.15)
+        assert abs(np.corrcoef(moved[:, 0, 0], moved[:, -1, -1])[0, 1]) < 0.15
+    assert abs(np.corrcoef(inside[:, 9, 9].T)[0, 1]) < 0.15
+
+
+def test_bends_are_drawn_anew_and_leave_the_other_draws_as_they_are():
+    x, y = images(10), one_hot(10)
+    bends = []
+    for seed, epoch in ((0, 0), (0, 1), (1, 0), (0, 0)):
+        plain, bent = (
+            TrainingBatches(x, y, 10, 0.3, rotation=9, seed=seed, elastic=elastic)
+            for elastic in (0, 0.1)
+        )
+        for batches in (plain, bent):
+            batches.draw(epoch)
+        np.testing.assert_array_equal(plain.order, bent.order)
+        np.testing.assert_array_equal(plain.moves, bent.moves)
+        bends.append(bent[0][0][0])
+    np.testing.assert_array_equal(bends[0], bends[3])
+    assert abs(bends[0] - bends[1]).max() > 0.1 < abs(bends[0] - bends[2]).max()
+
+
 def test_interpolated_shifts_have_every_length_up_to_the_fraction():
     x = np.zeros((4000, 28, 28, 1), "float32")
     x[:, 14, 14] = 1
@@ -117,7 +153,8 @@ def test_the_target_is_the_shifted_image_and_labels_stay_with_their_images():
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"shifts": "interpolated"}, {"rotation": 20, "zoom": 0.3}]
+    "changes",
+    [{}, {"shifts": "interpolated"}, {"rotation": 20, "zoom": 0.3}, {"elastic": 0.1}],
 )
 def test_batches_on_the_device_are_the_same(changes):
     x, y = images(10), one_hot(10)
@@ -136,7 +173,7 @@ def test_batches_on_the_device_are_the_same(changes):
 
 @pytest.mark.parametrize(
     "change",
-    [{"shift_fraction": 0.2}, {"rotation": 20}, {"zoom": 0.3}],
+    [{"shift_fraction": 0.2}, {"rotation": 20}, {"zoom": 0.3}, {"elastic": 0.1}],
     ids=lambda change: next(iter(change)),
 )
 def test_each_change_is_made_alone_too(change):

@@ -5,7 +5,12 @@ import math
 import keras
 import numpy as np
 
-from capsnet.data.changes import inverse_transforms, shift_images, transform_images
+from capsnet.data.changes import (
+    GRID,
+    inverse_transforms,
+    shift_images,
+    transform_images,
+)
 
 
 def _batch_size(batch_size, n, devices):
@@ -79,6 +84,8 @@ class TrainingBatches(keras.utils.PyDataset):
             direction, before they move. Defaults to 0.
         zoom: float in [0, 1). They shrink or grow by at most this fraction of their
             size. Defaults to 0.
+        elastic: float in [0, 1). They are bent: each pixel moves by a smooth random field
+            of this standard deviation, as a fraction of the side. Defaults to 0.
         flip: bool. Whether every other image is mirrored, left to right, first of all.
             Defaults to False.
         brightness: float in [0, 1). Images are multiplied by 1 plus or minus at most
@@ -116,6 +123,7 @@ class TrainingBatches(keras.utils.PyDataset):
         shifts="whole",
         rotation=0.0,
         zoom=0.0,
+        elastic=0.0,
         flip=False,
         brightness=0.0,
         tint=0.0,
@@ -135,7 +143,7 @@ class TrainingBatches(keras.utils.PyDataset):
         self.reach = [side * shift_fraction for side in x.shape[1:3]]
         if overlap is not None:
             self.reach = [overlap, overlap]
-        self.rotation, self.zoom = rotation, zoom
+        self.rotation, self.zoom, self.elastic = rotation, zoom, elastic
         self.flip, self.brightness, self.tint = flip, brightness, tint
         self.groups = [np.arange(len(x))]
         if balance:  # those that show no class are one more
@@ -163,16 +171,19 @@ class TrainingBatches(keras.utils.PyDataset):
         else:
             shifts = [rng.uniform(-r, r, n) for r in self.reach]
         self.move, self.moves = shift_images, np.stack(shifts, 1)
-        if not self.whole or self.rotation or self.zoom:
+        if not self.whole or self.rotation or self.zoom or self.elastic:
             angles = rng.uniform(-self.rotation, self.rotation, n)
             scales = rng.uniform(1 - self.zoom, 1 + self.zoom, n)
             self.move = transform_images
             self.moves = inverse_transforms(self.moves, angles, scales)
         self.mirrored = rng.random((n, 1, 1, 1)) < 0.5 * self.flip
-        channels = self.x.shape[-1]
+        *sides, channels = self.x.shape[1:]
         factors = rng.uniform(1 - self.brightness, 1 + self.brightness, (n, 1, 1, 1))
         added = rng.uniform(-self.tint, self.tint, (n, 1, 1, channels))
         self.factors, self.added = factors.astype("float32"), added.astype("float32")
+        if self.elastic:
+            deviations = self.elastic * np.reshape(sides, (2, 1, 1)).astype("float32")
+            self.bends = rng.standard_normal((n, 2, GRID, GRID), "float32") * deviations
 
     def _commonest(self, y):
         """The share of the commonest class, or set of them, among what is drawn."""
@@ -224,8 +235,9 @@ class TrainingBatches(keras.utils.PyDataset):
         y = self.xp.take(self.y, order, axis=0)
         if self.flip:
             x = self.xp.where(self.placed(self.mirrored[span]), x[:, :, ::-1], x)
-        if any(self.reach) or self.rotation or self.zoom:
-            x = self.move(x, self.placed(self.moves[span]), self.xp)
+        if any(self.reach) or self.rotation or self.zoom or self.elastic:
+            bends = (self.placed(self.bends[span]),) if self.elastic else ()
+            x = self.move(x, self.placed(self.moves[span]), self.xp, *bends)
         if self.brightness or self.tint:
             factors, added = map(self.placed, (self.factors[span], self.added[span]))
             x = self.xp.clip(x * factors + added, 0, 1)
