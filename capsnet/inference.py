@@ -30,7 +30,13 @@ def check_images(images, drawn=False):
             other floats are taken for what they are. Defaults to False.
     """
     images = np.asarray(images)
-    dtype = keras.backend.standardize_dtype(images.dtype)
+    try:
+        dtype = keras.backend.standardize_dtype(images.dtype)
+    except ValueError:  # names of files, say
+        raise ValueError(
+            f"images of type {images.dtype}: must be an array of numbers, "
+            "(n, height, width, channels)"
+        ) from None
     if not dtype.startswith(("float", "bfloat")) and images.max(initial=0) > 1:
         raise ValueError(
             f"images of type {dtype}: must be floats from 0 to 1, such as "

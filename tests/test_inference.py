@@ -1,12 +1,13 @@
+import pytest
 from helpers import small_capsnet
 
+import capsulenet
 from capsnet.inference import images_at_once
 from capsnet.networks import PhotoCapsNet
-from capsulenet import CapsNet
 
 
 def test_larger_images_are_predicted_in_smaller_batches():
-    small, large = (CapsNet((side, side, 1), 3, 1)[1] for side in (28, 44))
+    small, large = (capsulenet.CapsNet((side, side, 1), 3, 1)[1] for side in (28, 44))
     assert images_at_once(small) == 500
     assert images_at_once(large) == 500 * 36 // 14**2
     assert images_at_once(small_capsnet()[1]) == 500
@@ -16,3 +17,11 @@ def test_large_pictures_are_predicted_in_smaller_batches():
     for side, most in ((28, 500), (64, 500), (224, 40)):
         model = PhotoCapsNet((side, side, 3), 3, decoder=False)[1]
         assert images_at_once(model) == most
+
+
+@pytest.mark.parametrize("given", ["two.png", ["two.png"], None, [object()]])
+def test_what_is_no_array_of_numbers_is_refused_as_that(given):
+    with pytest.raises(
+        ValueError, match="type .*: must be an array of numbers, .n, hei"
+    ):
+        capsulenet.predict(small_capsnet()[1], given)
