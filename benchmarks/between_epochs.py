@@ -44,10 +44,9 @@ def waits(fed, args):
     seconds = []
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
     model.compile("sgd", "mse")
-    batches = resources.feed(Slow()) if fed else Slow()
-    model.fit(
-        batches, epochs=args.epochs, shuffle=False, verbose=0, callbacks=[Clock()]
-    )
+    batches = Slow()
+    given = resources.feed(batches) if fed else batches
+    model.fit(given, epochs=args.epochs, shuffle=False, verbose=0, callbacks=[Clock()])
     return seconds
 
 

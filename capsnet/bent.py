@@ -42,7 +42,7 @@ def curves(changes, right):
     for change, values in changes.items():
         edges = np.linspace(values.min(), values.max(), BINS + 1)
         if change == "shift":
-            edges = np.arange(0, values.max() + REACH / 3, REACH / 3)
+            edges = REACH / 3 * np.arange(values.max() // (REACH / 3) + 2)
         bins = len(edges) - 1
         of = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, bins - 1)
         for i in range(bins):

@@ -263,8 +263,8 @@ OPTIONS = (
     Option(
         "elastic",
         0.0,
-        "they are bent: pixels move along a smooth random field whose standard deviation "
-        "is this fraction of their side",
+        "their pixels move along a smooth random field of this standard deviation, a "
+        "fraction of their side",
         NETWORK,
         rule=_FRACTION,
     ),
@@ -327,7 +327,7 @@ OPTIONS = (
     Option("shown", "one", decides=False),  # classes of a picture, see `data.shown`
     Option("like_mnist", False, decides=False),  # see `data.are_like_mnist`
     Option("log_interval", 0, decides=False),
-    Option("threads", 1, decides=False),
+    Option("threads", 1, rule=_AT_LEAST_1, decides=False),
     Option("keep_checkpoints", 2, decides=False),
     Option("draw_reconstructions", False, decides=False),
 )

@@ -30,13 +30,12 @@ def check_images(images, drawn=False):
             other floats are taken for what they are. Defaults to False.
     """
     images = np.asarray(images)
-    try:
-        dtype = keras.backend.standardize_dtype(images.dtype)
-    except ValueError:  # names of files, say
+    if images.dtype.kind in "USO":
         raise ValueError(
-            f"images of type {images.dtype}: must be an array of numbers, "
-            "(n, height, width, channels)"
-        ) from None
+            "images must be an array of numbers, (n, height, width, channels), not names "
+            "or objects; files of pictures are read by --predict"
+        )
+    dtype = keras.backend.standardize_dtype(images.dtype)
     if not dtype.startswith(("float", "bfloat")) and images.max(initial=0) > 1:
         raise ValueError(
             f"images of type {dtype}: must be floats from 0 to 1, such as "

@@ -20,6 +20,11 @@ def test_the_curve_of_places_tells_those_of_the_training_from_others():
     assert [row["value"] for row in rows] == [1, 3, 5, 7, 9]
     assert [row["images"] for row in rows] == [2, 1, 1, 2, 1]
     assert [row["right"] for row in rows] == [1, 1, 0, 1, 1]
+    for last, images in ((0, [1]), (6, [1, 0, 0, 1])):  # 6 is no longer of the training
+        rows = bent.curves(
+            {"shift": np.unique([0.0, last])}, np.ones(2, bool)[: last + 1]
+        )
+        assert [row["images"] for row in rows] == images
 
 
 def test_it_says_what_is_read_where_the_training_was_and_where_not(

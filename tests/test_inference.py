@@ -21,7 +21,5 @@ def test_large_pictures_are_predicted_in_smaller_batches():
 
 @pytest.mark.parametrize("given", ["two.png", ["two.png"], None, [object()]])
 def test_what_is_no_array_of_numbers_is_refused_as_that(given):
-    with pytest.raises(
-        ValueError, match="type .*: must be an array of numbers, .n, hei"
-    ):
+    with pytest.raises(ValueError, match="must be an array of numbers, .*not names"):
         capsulenet.predict(small_capsnet()[1], given)

@@ -1,4 +1,6 @@
+import gc
 import re
+import weakref
 
 import keras
 import numpy as np
@@ -74,6 +76,17 @@ def test_fit_is_fed_each_epoch_s_batches_in_their_order(workers):
                 keras.tree.map_structure(
                     np.testing.assert_array_equal, found, source[index]
                 )
+
+
+def test_batches_are_let_go_of():
+    x, y = small_data()[0]
+    batches = TrainingBatches(x, y, 8)
+    for _ in resources.feed(batches):
+        pass
+    left = weakref.ref(batches)
+    del batches, _
+    gc.collect()
+    assert left() is None
 
 
 @pytest.mark.skipif(

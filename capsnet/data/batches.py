@@ -84,8 +84,8 @@ class TrainingBatches(keras.utils.PyDataset):
             direction, before they move. Defaults to 0.
         zoom: float in [0, 1). They shrink or grow by at most this fraction of their
             size. Defaults to 0.
-        elastic: float in [0, 1). They are bent: each pixel moves by a smooth random field
-            of this standard deviation, as a fraction of the side. Defaults to 0.
+        elastic: float in [0, 1). Their pixels move along a smooth random field of this
+            standard deviation, as a fraction of the side. Defaults to 0.
         flip: bool. Whether every other image is mirrored, left to right, first of all.
             Defaults to False.
         brightness: float in [0, 1). Images are multiplied by 1 plus or minus at most
@@ -183,7 +183,7 @@ class TrainingBatches(keras.utils.PyDataset):
         self.factors, self.added = factors.astype("float32"), added.astype("float32")
         if self.elastic:
             deviations = self.elastic * np.reshape(sides, (2, 1, 1)).astype("float32")
-            self.bends = rng.standard_normal((n, 2, GRID, GRID), "float32") * deviations
+            self.drawn = rng.standard_normal((n, 2, GRID, GRID), "float32") * deviations
 
     def _commonest(self, y):
         """The share of the commonest class, or set of them, among what is drawn."""
@@ -234,10 +234,10 @@ class TrainingBatches(keras.utils.PyDataset):
         x = self.xp.take(self.x, order, axis=0)
         y = self.xp.take(self.y, order, axis=0)
         if self.flip:
-            x = self.xp.where(self.placed(self.mirrored[span]), x[:, :, ::-1], x)
+            x = self.xp.where(self.placed(self.mirrored[span]), self.xp.flip(x, 2), x)
         if any(self.reach) or self.rotation or self.zoom or self.elastic:
-            bends = (self.placed(self.bends[span]),) if self.elastic else ()
-            x = self.move(x, self.placed(self.moves[span]), self.xp, *bends)
+            drawn = (self.placed(self.drawn[span]),) if self.elastic else ()
+            x = self.move(x, self.placed(self.moves[span]), self.xp, *drawn)
         if self.brightness or self.tint:
             factors, added = map(self.placed, (self.factors[span], self.added[span]))
             x = self.xp.clip(x * factors + added, 0, 1)

@@ -1,4 +1,4 @@
-"""Images moved, turned, scaled and bent: what makes more of a training set.
+"""Images moved, turned, scaled and deformed: what makes more of a training set.
 
 References:
     Simard, Steinkraus, Platt. Best Practices for Convolutional Neural Networks Applied to
@@ -8,9 +8,8 @@ References:
 import numpy as np
 
 GRID = 7
-"""Along each side: at so many places the displacements of `bends` are drawn. Between them
-they follow Gaussians of a seventh of the side, 4 pixels of 28, as wide as Simard et al.'s.
-"""
+"""Displacements are drawn at so many places along each side. Between them they follow
+Gaussians of a seventh of the side, 4 pixels of 28, as wide as those of Simard et al."""
 
 
 def shift_images(images, shifts, xp=np):
@@ -39,7 +38,8 @@ def transform_images(images, transforms, xp=np, drawn=None):
             `(row, column, 1)`, counted from the middle of the image, is the place that
             the pixel comes from, counted likewise; see `inverse_transforms`.
         xp: see `shift_images`. Defaults to `numpy`.
-        drawn: what `bends` takes, of `xp`. None for no bends. Defaults to None.
+        drawn: what `displacements` takes, of `xp`, where pixels move each its own way.
+            Defaults to None.
 
     Returns:
         An array of the shape of `images`.
@@ -55,7 +55,8 @@ def transform_images(images, transforms, xp=np, drawn=None):
         + middle
     )
     if drawn is not None:
-        places = places + xp.reshape(bends(drawn, height, width, xp), places.shape)
+        displaced = displacements(drawn, height, width, xp)
+        places = places + xp.reshape(displaced, places.shape)
     corners = xp.floor(places)
     parts = (places - corners)[..., None]
     corners = xp.array(corners, dtype="int32")
@@ -67,8 +68,8 @@ def transform_images(images, transforms, xp=np, drawn=None):
     return xp.reshape(moved, (n, height, width, channels))
 
 
-def bends(drawn, height, width, xp=np):
-    """Return smooth random displacements of each pixel, of one standard deviation all over.
+def displacements(drawn, height, width, xp=np):
+    """Return smooth random displacements of the pixels, of one standard deviation all over.
 
     Args:
         drawn: array of shape `(n, 2, GRID, GRID)`: independent normal numbers, in pixels
@@ -81,7 +82,9 @@ def bends(drawn, height, width, xp=np):
         An array of shape `(n, 2, height, width)`, in pixels.
     """
     rows, columns = (xp.array(_gaussians(side)) for side in (height, width))
-    return rows @ drawn @ xp.transpose(columns)
+    places = range(GRID)  # one by one: a matrix product may round more
+    down = sum(rows[:, k, None] * drawn[:, :, k, None, :] for k in places)
+    return sum(columns[:, k] * down[..., k, None] for k in places)
 
 
 def _gaussians(side):

@@ -1,9 +1,9 @@
 """What a training or a prediction takes: memory, devices, compilation."""
 
 import math
+import weakref
 
 import keras
-import numpy as np
 
 from capsnet import machine
 from capsnet.architecture import has_capsules, primary_positions
@@ -171,25 +171,32 @@ def feed(batches):
 
     Args:
         batches: `keras.utils.PyDataset`, of one shape, prepared by its `workers` threads.
+            To be kept while they are taken: TensorFlow never lets go of a function.
     """
     if keras.backend.backend() != "tensorflow":
         return batches
     import tensorflow as tf
 
-    first = keras.tree.map_structure(np.asarray, batches[0])
-    shapes = [array.shape for array in keras.tree.flatten(first)]
-    dtypes = [array.dtype for array in keras.tree.flatten(first)]
+    specs = keras.tree.map_structure(
+        lambda array: tf.TensorSpec((None, *array.shape[1:]), array.dtype), batches[0]
+    )
+    dtypes = [spec.dtype for spec in keras.tree.flatten(specs)]
+    source = weakref.ref(batches)
 
     def batch(index):
         arrays = tf.numpy_function(
-            lambda index: keras.tree.flatten(batches[index]), [index], dtypes
+            lambda index: keras.tree.flatten(source()[index]),
+            [index],
+            dtypes,
+            stateful=False,  # or they come one by one where all is deterministic
         )
-        for array, shape in zip(arrays, shapes):
-            array.set_shape((None, *shape[1:]))
-        return keras.tree.pack_sequence_as(first, arrays)
+        for array, spec in zip(arrays, keras.tree.flatten(specs)):
+            array.set_shape(spec.shape)
+        return keras.tree.pack_sequence_as(specs, arrays)
 
     options = tf.data.Options()
     options.autotune.enabled = False
+    options.threading.private_threadpool_size = batches.workers  # not one a core
     indices = tf.data.Dataset.range(len(batches))
     prepared = indices.map(batch, batches.workers, deterministic=True).prefetch(2)
     return prepared.with_options(options)

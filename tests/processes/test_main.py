@@ -6,7 +6,7 @@ import pickle
 
 import numpy as np
 import pytest
-from helpers import run_script
+from helpers import ROOT, run_python, run_script
 
 import capsulenet
 import main
@@ -131,3 +131,34 @@ def test_no_cuda_hides_the_gpus_before_keras_is_imported(tmp_path, flags, expect
         "main.py", *flags, cwd=tmp_path, PYTHONPATH=str(tmp_path), **there
     )
     assert done.stderr.rstrip("\n") == expected
+
+
+THREADS = """
+import sys; sys.path.insert(0, {root!r})
+import threading
+import keras, numpy as np
+from capsnet.training import devices, resources
+if {deterministic}:
+    devices.make_deterministic()
+meeting = threading.Barrier(5, timeout=60)  # which fewer threads would never leave
+
+class Batches(keras.utils.PyDataset):
+    def __len__(self):
+        return 10
+    def __getitem__(self, index):
+        if threading.current_thread() is not threading.main_thread():
+            meeting.wait()
+        return np.array([index])
+
+batches = Batches(workers=5)
+print(*(int(batch[0]) for batch in resources.feed(batches)))
+"""
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_as_many_threads_as_asked_for_prepare_batches(
+    tmp_path, deterministic, monkeypatch
+):
+    monkeypatch.setenv("KERAS_BACKEND", "tensorflow")
+    program = THREADS.format(root=ROOT, deterministic=deterministic)
+    assert run_python(program, tmp_path).splitlines()[-1] == "0 1 2 3 4 5 6 7 8 9"
