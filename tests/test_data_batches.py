@@ -71,7 +71,7 @@ def test_displacements_are_drawn_anew_and_leave_the_other_draws_as_they_are():
         for batches in (plain, bent):
             batches.draw(epoch)
         np.testing.assert_array_equal(plain.order, bent.order)
-        np.testing.assert_array_equal(plain.moves, bent.moves)
+        np.testing.assert_array_equal(plain.augmentation.moves, bent.augmentation.moves)
         deformed.append(bent[0][0][0])
     np.testing.assert_array_equal(deformed[0], deformed[3])
     for other in deformed[1:3]:
@@ -108,10 +108,10 @@ def test_shifts_reach_two_pixels_on_mnist_and_no_further():
 def test_the_reach_of_whole_shifts_is_rounded_down_but_for_rounding_errors():
     x = np.zeros((2, 100, 50, 1), "float32")
     assert 0.29 * 100 < 29
-    assert TrainingBatches(x, one_hot(2), 2, 0.29).reach == [29, 14]
-    assert TrainingBatches(x, one_hot(2), 2, 0.2999).reach == [29, 14]
+    assert TrainingBatches(x, one_hot(2), 2, 0.29).augmentation.reach == [29, 14]
+    assert TrainingBatches(x, one_hot(2), 2, 0.2999).augmentation.reach == [29, 14]
     parts = TrainingBatches(x, one_hot(2), 2, 0.25, shifts="interpolated")
-    assert parts.reach == [25, 12.5]
+    assert parts.augmentation.reach == [25, 12.5]
 
 
 def test_batches_are_prepared_by_one_thread_or_by_as_many_as_are_asked_for():

@@ -5,12 +5,7 @@ import math
 import keras
 import numpy as np
 
-from capsnet.data.changes import (
-    GRID,
-    inverse_transforms,
-    shift_images,
-    transform_images,
-)
+from capsnet.data.changes import Augmentation
 
 
 def _batch_size(batch_size, n, devices):
@@ -67,8 +62,7 @@ class TrainingBatches(keras.utils.PyDataset):
         x: array of shape `(n, height, width, channels)`.
         y: array of shape `(n, n_class)`.
         batch_size: int. At most all images make a batch.
-        shift_fraction: float in [0, 1). Images move by at most this fraction of their
-            side in each direction. Defaults to 0.
+        shift_fraction: float in [0, 1). See `Augmentation`. Defaults to 0.
         seed: int. Defaults to 0.
         on_device: bool. Whether `x` and `y` live on the accelerator. Defaults to False.
         with_images: bool. False gives `(x, y)`, for a model that takes only images and
@@ -78,20 +72,6 @@ class TrainingBatches(keras.utils.PyDataset):
             Defaults to 1.
         share: pair of int. With `(i, n)` this is part `i` of `n` equal parts of each
             batch, for host `i` of `n`. Defaults to `(0, 1)`.
-        shifts: `"whole"` rounds the reach of the shifts down to whole pixels, and
-            `"interpolated"` moves by parts of a pixel as well. Defaults to `"whole"`.
-        rotation: float in [0, 180]. Images turn by at most so many degrees in either
-            direction, before they move. Defaults to 0.
-        zoom: float in [0, 1). They shrink or grow by at most this fraction of their
-            size. Defaults to 0.
-        elastic: float in [0, 1). Their pixels move along a smooth random field of this
-            standard deviation, as a fraction of the side. Defaults to 0.
-        flip: bool. Whether every other image is mirrored, left to right, first of all.
-            Defaults to False.
-        brightness: float in [0, 1). Images are multiplied by 1 plus or minus at most
-            this. Defaults to 0.
-        tint: float in [0, 1). What is added to or taken from each channel, at most.
-            Defaults to 0.
         balance: bool. Whether the images of all classes are drawn equally often, those
             of rare classes several times an epoch. Defaults to False.
         overlap: int. Each image is overlapped with one of another class, both moved by
@@ -99,6 +79,7 @@ class TrainingBatches(keras.utils.PyDataset):
             labels (B, 2, n_class)), (y, digits (B, 2, height, width, channels)))`: what
             each of the two is, and how it looks alone. None for single images. Defaults
             to None.
+        **changes: what else is changed, see `Augmentation`. Defaults to nothing.
 
     Attributes:
         commonest: float. The share of the commonest class among what is drawn; where
@@ -120,15 +101,9 @@ class TrainingBatches(keras.utils.PyDataset):
         workers=1,
         devices=1,
         share=(0, 1),
-        shifts="whole",
-        rotation=0.0,
-        zoom=0.0,
-        elastic=0.0,
-        flip=False,
-        brightness=0.0,
-        tint=0.0,
         balance=False,
         overlap=None,
+        **changes,
     ):
         super().__init__(workers=workers)
         if overlap is not None:
@@ -140,11 +115,9 @@ class TrainingBatches(keras.utils.PyDataset):
         self.batch_size = _batch_size(batch_size, len(x), devices)
         self.share = share
         self.parts = 1 if overlap is None else 2
-        self.reach = [side * shift_fraction for side in x.shape[1:3]]
-        if overlap is not None:
-            self.reach = [overlap, overlap]
-        self.rotation, self.zoom, self.elastic = rotation, zoom, elastic
-        self.flip, self.brightness, self.tint = flip, brightness, tint
+        self.augmentation = Augmentation(
+            x.shape[1:], shift_fraction, shift_pixels=overlap, **changes
+        )
         self.groups = [np.arange(len(x))]
         if balance:  # those that show no class are one more
             shown = (*np.transpose(y), ~np.any(y, axis=1))
@@ -152,10 +125,6 @@ class TrainingBatches(keras.utils.PyDataset):
             self.groups = [members for members in groups if len(members)]
         self.commonest = self._commonest(y)
         self.classes = np.argmax(y, 1)
-        self.whole = shifts == "whole"
-        if self.whole:
-            # The small surplus keeps 0.29 * 100 from becoming 28 pixels.
-            self.reach = [int(reach + 1e-6) for reach in self.reach]
         self.seed = seed
         self.draw(epoch=0)
 
@@ -165,25 +134,7 @@ class TrainingBatches(keras.utils.PyDataset):
         self.order = np.resize(self._order(rng), len(self) * self.batch_size)
         if self.parts > 1:
             self.order = np.append(self.order, _partners(self.classes, self.order, rng))
-        n = len(self.order)
-        if self.whole:
-            shifts = [rng.integers(-r, r + 1, n, "int32") for r in self.reach]
-        else:
-            shifts = [rng.uniform(-r, r, n) for r in self.reach]
-        self.move, self.moves = shift_images, np.stack(shifts, 1)
-        if not self.whole or self.rotation or self.zoom or self.elastic:
-            angles = rng.uniform(-self.rotation, self.rotation, n)
-            scales = rng.uniform(1 - self.zoom, 1 + self.zoom, n)
-            self.move = transform_images
-            self.moves = inverse_transforms(self.moves, angles, scales)
-        self.mirrored = rng.random((n, 1, 1, 1)) < 0.5 * self.flip
-        *sides, channels = self.x.shape[1:]
-        factors = rng.uniform(1 - self.brightness, 1 + self.brightness, (n, 1, 1, 1))
-        added = rng.uniform(-self.tint, self.tint, (n, 1, 1, channels))
-        self.factors, self.added = factors.astype("float32"), added.astype("float32")
-        if self.elastic:
-            deviations = self.elastic * np.reshape(sides, (2, 1, 1)).astype("float32")
-            self.drawn = rng.standard_normal((n, 2, GRID, GRID), "float32") * deviations
+        self.augmentation.draw(len(self.order), rng)
 
     def _commonest(self, y):
         """The share of the commonest class, or set of them, among what is drawn."""
@@ -233,15 +184,7 @@ class TrainingBatches(keras.utils.PyDataset):
         order = self.placed(self.order[span])
         x = self.xp.take(self.x, order, axis=0)
         y = self.xp.take(self.y, order, axis=0)
-        if self.flip:
-            x = self.xp.where(self.placed(self.mirrored[span]), self.xp.flip(x, 2), x)
-        if any(self.reach) or self.rotation or self.zoom or self.elastic:
-            drawn = (self.placed(self.drawn[span]),) if self.elastic else ()
-            x = self.move(x, self.placed(self.moves[span]), self.xp, *drawn)
-        if self.brightness or self.tint:
-            factors, added = map(self.placed, (self.factors[span], self.added[span]))
-            x = self.xp.clip(x * factors + added, 0, 1)
-        return x, y
+        return self.augmentation.apply(x, span, self.xp), y
 
 
 class ValidationBatches(keras.utils.PyDataset):

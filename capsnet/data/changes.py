@@ -12,6 +12,91 @@ GRID = 7
 Gaussians of a seventh of the side, 4 pixels of 28, as wide as those of Simard et al."""
 
 
+class Augmentation:
+    """Random changes of the images of an epoch, which are drawn all at once.
+
+    Args:
+        shape: `(height, width, channels)` of the images.
+        shift_fraction: float in [0, 1). Images move by at most this fraction of their
+            side in each direction. Defaults to 0.
+        shifts: `"whole"` rounds the reach of the shifts down to whole pixels, and
+            `"interpolated"` moves by parts of a pixel as well. Defaults to `"whole"`.
+        rotation: float in [0, 180]. Images turn by at most so many degrees in either
+            direction, before they move. Defaults to 0.
+        zoom: float in [0, 1). They shrink or grow by at most this fraction of their
+            size. Defaults to 0.
+        elastic: float in [0, 1). Their pixels move along a smooth random field of this
+            standard deviation, as a fraction of the side. Defaults to 0.
+        flip: bool. Whether every other image is mirrored, left to right, first of all.
+            Defaults to False.
+        brightness: float in [0, 1). Images are multiplied by 1 plus or minus at most
+            this. Defaults to 0.
+        tint: float in [0, 1). What is added to or taken from each channel, at most.
+            Defaults to 0.
+        shift_pixels: int. The most that images move, in place of `shift_fraction`.
+            Defaults to None.
+    """
+
+    def __init__(
+        self,
+        shape,
+        shift_fraction=0.0,
+        shifts="whole",
+        rotation=0.0,
+        zoom=0.0,
+        elastic=0.0,
+        flip=False,
+        brightness=0.0,
+        tint=0.0,
+        shift_pixels=None,
+    ):
+        *self.sides, self.channels = shape
+        self.reach = [side * shift_fraction for side in self.sides]
+        if shift_pixels is not None:
+            self.reach = [shift_pixels, shift_pixels]
+        self.whole = shifts == "whole"
+        if self.whole:
+            # The small surplus keeps 0.29 * 100 from becoming 28 pixels.
+            self.reach = [int(reach + 1e-6) for reach in self.reach]
+        self.rotation, self.zoom, self.elastic = rotation, zoom, elastic
+        self.flip, self.brightness, self.tint = flip, brightness, tint
+
+    def draw(self, n, rng):
+        """Draw the changes of `n` images by a NumPy generator."""
+        if self.whole:
+            shifts = [rng.integers(-r, r + 1, n, "int32") for r in self.reach]
+        else:
+            shifts = [rng.uniform(-r, r, n) for r in self.reach]
+        self.move, self.moves = shift_images, np.stack(shifts, 1)
+        if not self.whole or self.rotation or self.zoom or self.elastic:
+            angles = rng.uniform(-self.rotation, self.rotation, n)
+            scales = rng.uniform(1 - self.zoom, 1 + self.zoom, n)
+            self.move = transform_images
+            self.moves = inverse_transforms(self.moves, angles, scales)
+        self.mirrored = rng.random((n, 1, 1, 1)) < 0.5 * self.flip
+        factors = rng.uniform(1 - self.brightness, 1 + self.brightness, (n, 1, 1, 1))
+        added = rng.uniform(-self.tint, self.tint, (n, 1, 1, self.channels))
+        self.factors, self.added = factors.astype("float32"), added.astype("float32")
+        if self.elastic:
+            deviations = self.elastic * np.reshape(self.sides, (2, 1, 1)).astype(
+                "float32"
+            )
+            self.drawn = rng.standard_normal((n, 2, GRID, GRID), "float32") * deviations
+
+    def apply(self, images, span, xp=np):
+        """Change those images of which the draws are `span`, a slice; see `shift_images`."""
+        if self.flip:
+            mirrored = xp.array(self.mirrored[span])
+            images = xp.where(mirrored, xp.flip(images, 2), images)
+        if any(self.reach) or self.rotation or self.zoom or self.elastic:
+            drawn = (xp.array(self.drawn[span]),) if self.elastic else ()
+            images = self.move(images, self.moves[span], xp, *drawn)
+        if self.brightness or self.tint:
+            factors, added = xp.array(self.factors[span]), xp.array(self.added[span])
+            images = xp.clip(images * factors + added, 0, 1)
+        return images
+
+
 def shift_images(images, shifts, xp=np):
     """Move each image by whole pixels; what moves in is zero.
 
