@@ -53,8 +53,8 @@ def test_the_pictures_and_the_table_are_written(tmp_path, figures):
     assert {row["network"] for row in rows} == {"CapsNet"}
     curves, digits = figures
     labels = [axes.get_xlabel() for axes in curves.axes]
-    assert labels[:3] == ["turned by, degrees", "sheared by", "size, factor"]
-    assert labels[3] == "moved by, pixels (6 in training)"
+    changes = ["turned by, degrees", "sheared by", "size, factor"]
+    assert labels == [*changes, "moved by, pixels (6 in training)"]
     assert len(digits.axes) == 50
 
 

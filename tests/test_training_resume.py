@@ -18,11 +18,14 @@ from capsulenet import load_weights, train
 @pytest.mark.parametrize(
     "build, changes",
     [
-        (lambda: small_capsnet()[0], {"threads": 4, "rotation": 10.0, "elastic": 0.1}),
+        (
+            lambda: small_capsnet()[0],
+            {"threads": 4, "rotation": 10.0, "zoom": 0.1, "elastic": 0.1},
+        ),
         (classifier, {"schedule": "cosine", "ema": 0.9}),
         (classifier, {"optimizer": "lamb"}),
     ],
-    ids=["threads and bends", "cosine and ema", "lamb"],
+    ids=["threads and augmentation", "cosine and ema", "lamb"],
 )
 def test_a_run_in_parts_ends_as_one_in_one_piece(tmp_path, build, changes):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
