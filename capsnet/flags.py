@@ -261,6 +261,14 @@ OPTIONS = (
         rule=_FRACTION,
     ),
     Option(
+        "shear",
+        0.0,
+        "they lean to either side, each row by up to this fraction of its distance from "
+        "the middle",
+        NETWORK,
+        rule=_FRACTION,
+    ),
+    Option(
         "elastic",
         0.0,
         "their pixels move along a smooth random field of this standard deviation, a "

@@ -41,6 +41,20 @@ def test_rotations_and_zooms_have_every_size_up_to_the_limits():
     assert abs(np.corrcoef(angles, lengths)[0, 1]) < 0.1
 
 
+def test_shears_have_every_size_up_to_the_limit_and_keep_each_row_in_its_place():
+    rows, columns = np.indices((29, 29)) - 14
+    blot = np.exp(-((rows + 8) ** 2 + columns**2) / 4)  # 8 pixels above the middle
+    x = np.tile(blot.astype("float32")[..., None], (4000, 1, 1, 1))
+    (moved, _), (_, target) = TrainingBatches(x, one_hot(4000), 4000, shear=0.4)[0]
+    np.testing.assert_array_equal(moved, target)
+    mass = moved.sum((1, 2, 3))
+    rows, columns = (moved.sum((k, 3)) @ (np.arange(29) - 14) / mass for k in (2, 1))
+    np.testing.assert_allclose(rows, -8, atol=0.01)
+    shears = columns / -8
+    assert -0.401 < shears.min() < -0.39 and 0.39 < shears.max() < 0.401
+    assert np.histogram(shears, 5, (-0.4, 0.4))[0].min() > 4000 / 5 * 0.8
+
+
 def test_displacements_are_smooth_and_as_large_as_is_said_at_each_pixel():
     height, width = 28, 42
     ramps = np.moveaxis(np.indices((height, width), "float32"), 0, 2)
@@ -60,18 +74,23 @@ def test_displacements_are_smooth_and_as_large_as_is_said_at_each_pixel():
     assert abs(np.corrcoef(inside[:, 9, 9].T)[0, 1]) < 0.15
 
 
-def test_displacements_are_drawn_anew_and_leave_the_other_draws_as_they_are():
+# A shear does not change from which row a pixel comes.
+@pytest.mark.parametrize("change, same", [("elastic", slice(2)), ("shear", slice(1))])
+def test_later_changes_are_drawn_anew_and_leave_the_other_draws(change, same):
     x, y = images(10), one_hot(10)
     deformed = []
     for seed, epoch in ((0, 0), (0, 1), (1, 0), (0, 0)):
-        plain, bent = (
-            TrainingBatches(x, y, 10, 0.3, rotation=9, seed=seed, elastic=elastic)
-            for elastic in (0, 0.1)
+        plain, hardly, bent = (
+            TrainingBatches(x, y, 10, 0.3, rotation=9, tint=0.1, seed=seed, **changes)
+            for changes in ({}, {change: 1e-9}, {change: 0.3})
         )
-        for batches in (plain, bent):
+        for batches in (plain, hardly, bent):
             batches.draw(epoch)
-        np.testing.assert_array_equal(plain.order, bent.order)
-        np.testing.assert_array_equal(plain.augmentation.moves, bent.augmentation.moves)
+            np.testing.assert_array_equal(plain.order, batches.order)
+            np.testing.assert_array_equal(
+                plain.augmentation.moves[:, same], batches.augmentation.moves[:, same]
+            )
+        np.testing.assert_allclose(plain[0][0][0], hardly[0][0][0], atol=1e-6)
         deformed.append(bent[0][0][0])
     np.testing.assert_array_equal(deformed[0], deformed[3])
     for other in deformed[1:3]:
@@ -157,7 +176,12 @@ def test_the_target_is_the_shifted_image_and_labels_stay_with_their_images():
     "changes",
     [
         *({}, {"shifts": "interpolated"}, {"rotation": 20, "zoom": 0.3}),
-        *({"elastic": 0.1}, {"flip": True}, {"brightness": 0.5, "tint": 0.2}),
+        *(
+            {"shear": 0.4},
+            {"elastic": 0.1},
+            {"flip": True},
+            {"brightness": 0.5, "tint": 0.2},
+        ),
     ],
 )
 def test_batches_on_the_device_are_the_same(changes):
@@ -177,7 +201,13 @@ def test_batches_on_the_device_are_the_same(changes):
 
 @pytest.mark.parametrize(
     "change",
-    [{"shift_fraction": 0.2}, {"rotation": 20}, {"zoom": 0.3}, {"elastic": 0.1}],
+    [
+        {"shift_fraction": 0.2},
+        {"rotation": 20},
+        {"zoom": 0.3},
+        {"shear": 0.4},
+        {"elastic": 0.1},
+    ],
     ids=lambda change: next(iter(change)),
 )
 def test_each_change_is_made_alone_too(change):

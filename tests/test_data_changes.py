@@ -21,14 +21,10 @@ def test_shifts_move_whole_pixels_and_fill_with_zeros(xp):
     assert not moved[3, 3].any() and not moved[3, :, :2].any()
 
 
-def transformed(x, shift=(0, 0), angle=0, scale=1, xp=np):
+def transformed(x, shift=(0, 0), angle=0, scale=1, shear=0, xp=np):
     n = len(x)
-    shifts, angles, scales = (
-        np.tile(shift, (n, 1)),
-        np.full(n, angle),
-        np.full(n, scale),
-    )
-    transforms = datasets.inverse_transforms(shifts, angles, scales)
+    shifts, others = np.tile(shift, (n, 1)), np.tile((angle, scale, shear), (n, 1))
+    transforms = datasets.inverse_transforms(shifts, *others.T)
     return keras.ops.convert_to_numpy(datasets.transform_images(x, transforms, xp))
 
 
@@ -52,6 +48,24 @@ def test_images_turn_anticlockwise_about_their_middle(xp):
         np.testing.assert_allclose(
             transformed(x, angle=90 * turns, xp=xp), expected, atol=1e-5
         )
+
+
+@pytest.mark.parametrize("xp", [np, keras.ops], ids=["numpy", "keras.ops"])
+def test_rows_below_the_middle_are_sheared_to_the_right(xp):
+    x = images(2, 5, 7, 2)
+    sheared = transformed(x, shear=1, xp=xp)
+    for row in range(5):
+        expected = shift_images(x[:, row : row + 1], np.array([[0, row - 2]] * 2))
+        np.testing.assert_allclose(sheared[:, row], expected[:, 0], atol=1e-5)
+
+
+def test_images_are_sheared_before_they_turn_and_move():
+    x = images(2, 9, 9)
+    x[:, :3], x[:, -3:], x[..., :3, :], x[..., -3:, :] = 0, 0, 0, 0
+    expected = np.rot90(transformed(x, shear=1), axes=(1, 2))
+    expected = shift_images(expected, np.array([[1, 2]] * 2))
+    moved = transformed(x, (1, 2), angle=90, shear=1)
+    np.testing.assert_allclose(moved, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("angle, scale", [(0, 0.7), (0, 1.3), (10, 1), (-15, 0.9)])

@@ -86,6 +86,7 @@ def test_the_documentation_has_the_table():
         ("shift_fraction", 1.5, "--shift_fraction 1.5"),
         ("rotation", 181.0, "--rotation 181.0: must be 0 to 180 degrees"),
         ("zoom", 1.0, "--zoom 1.0: must be at least 0 and below 1"),
+        ("shear", 1.0, "--shear 1.0: must be at least 0 and below 1"),
         ("elastic", -0.1, "--elastic -0.1: must be at least 0 and below 1"),
         ("lam_recon", -1, "--lam_recon -1"),
     ],

@@ -20,7 +20,7 @@ from capsulenet import load_weights, train
     [
         (
             lambda: small_capsnet()[0],
-            {"threads": 4, "rotation": 10.0, "zoom": 0.1, "elastic": 0.1},
+            {"threads": 4, "rotation": 10.0, "zoom": 0.1, "shear": 0.1, "elastic": 0.1},
         ),
         (classifier, {"schedule": "cosine", "ema": 0.9}),
         (classifier, {"optimizer": "lamb"}),

@@ -25,6 +25,9 @@ class Augmentation:
             direction, before they move. Defaults to 0.
         zoom: float in [0, 1). They shrink or grow by at most this fraction of their
             size. Defaults to 0.
+        shear: float in [0, 1). They lean to one side: a row below the middle moves to
+            the right or left by at most this fraction of its distance, one above it to
+            the other side. Defaults to 0.
         elastic: float in [0, 1). Their pixels move along a smooth random field of this
             standard deviation, as a fraction of the side. Defaults to 0.
         flip: bool. Whether every other image is mirrored, left to right, first of all.
@@ -44,6 +47,7 @@ class Augmentation:
         shifts="whole",
         rotation=0.0,
         zoom=0.0,
+        shear=0.0,
         elastic=0.0,
         flip=False,
         brightness=0.0,
@@ -58,7 +62,9 @@ class Augmentation:
         if self.whole:
             # The small surplus keeps 0.29 * 100 from becoming 28 pixels.
             self.reach = [int(reach + 1e-6) for reach in self.reach]
-        self.rotation, self.zoom, self.elastic = rotation, zoom, elastic
+        self.rotation, self.zoom, self.shear = rotation, zoom, shear
+        self.elastic = elastic
+        self.bends = bool(rotation or zoom or shear or elastic)
         self.flip, self.brightness, self.tint = flip, brightness, tint
 
     def draw(self, n, rng):
@@ -68,11 +74,10 @@ class Augmentation:
         else:
             shifts = [rng.uniform(-r, r, n) for r in self.reach]
         self.move, self.moves = shift_images, np.stack(shifts, 1)
-        if not self.whole or self.rotation or self.zoom or self.elastic:
+        interpolated = self.bends or not self.whole
+        if interpolated:
             angles = rng.uniform(-self.rotation, self.rotation, n)
             scales = rng.uniform(1 - self.zoom, 1 + self.zoom, n)
-            self.move = transform_images
-            self.moves = inverse_transforms(self.moves, angles, scales)
         self.mirrored = rng.random((n, 1, 1, 1)) < 0.5 * self.flip
         factors = rng.uniform(1 - self.brightness, 1 + self.brightness, (n, 1, 1, 1))
         added = rng.uniform(-self.tint, self.tint, (n, 1, 1, self.channels))
@@ -82,13 +87,17 @@ class Augmentation:
                 "float32"
             )
             self.drawn = rng.standard_normal((n, 2, GRID, GRID), "float32") * deviations
+        if interpolated:  # shears come last: what was drawn before them stays as it was
+            shears = rng.uniform(-self.shear, self.shear, n)
+            self.move = transform_images
+            self.moves = inverse_transforms(self.moves, angles, scales, shears)
 
     def apply(self, images, span, xp=np):
         """Change those images of which the draws are `span`, a slice; see `shift_images`."""
         if self.flip:
             mirrored = xp.array(self.mirrored[span])
             images = xp.where(mirrored, xp.flip(images, 2), images)
-        if any(self.reach) or self.rotation or self.zoom or self.elastic:
+        if self.bends or any(self.reach):
             drawn = (xp.array(self.drawn[span]),) if self.elastic else ()
             images = self.move(images, self.moves[span], xp, *drawn)
         if self.brightness or self.tint:
@@ -179,19 +188,21 @@ def _gaussians(side):
     return (weights / np.linalg.norm(weights, axis=1, keepdims=True)).astype("float32")
 
 
-def inverse_transforms(shifts, angles, scales):
-    """Return what `transform_images` takes, for images turned, scaled, then moved.
+def inverse_transforms(shifts, angles, scales, shears=0.0):
+    """Return what `transform_images` takes, for images sheared, turned, scaled, then moved.
 
     Args:
         shifts: array of shape `(n, 2)`: pixels down and pixels to the right.
         angles: array of shape `(n,)`: degrees, anticlockwise.
         scales: array of shape `(n,)`: factors on the size.
+        shears: array of shape `(n,)`: pixels to the right for each pixel down. Defaults to 0.
 
     Returns:
         A float32 array of shape `(n, 2, 3)`.
     """
     cosine, sine = np.cos(np.radians(angles)), np.sin(np.radians(angles))
     turn = np.array([[cosine, sine], [-sine, cosine]]) / scales  # (2, 2, n)
+    turn[1] -= shears * turn[0]
     turn = np.moveaxis(turn, 2, 0)
     origin = -turn @ np.asarray(shifts)[:, :, None]
     return np.concatenate([turn, origin], axis=2).astype("float32")

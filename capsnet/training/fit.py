@@ -190,6 +190,7 @@ def _batches(model, data, args):
         shifts=args.shifts,
         rotation=args.rotation,
         zoom=args.zoom,
+        shear=args.shear,
         elastic=args.elastic,
         flip=args.flip,
         brightness=args.brightness,
