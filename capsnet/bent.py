@@ -40,9 +40,10 @@ def curves(changes, right):
     """
     rows = []
     for change, values in changes.items():
-        edges = np.linspace(values.min(), values.max(), BINS + 1)
         if change == "shift":
             edges = REACH / 3 * np.arange(values.max() // (REACH / 3) + 2)
+        else:
+            edges = np.linspace(values.min(), values.max(), BINS + 1)
         bins = len(edges) - 1
         of = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, bins - 1)
         for i in range(bins):

@@ -49,6 +49,13 @@ def test_a_bent_digit_was_moved_as_far_as_is_said(digits):
     assert made.changes["shift"].max() > 2 * affine.REACH > affine.REACH > way.min()
 
 
+def test_images_without_ink_stay_as_they_are():
+    empty = np.zeros((2, 40, 40, 1), "float32")
+    made = affine.bent(empty, np.eye(2, dtype="float32"))
+    np.testing.assert_array_equal(made.x, empty)
+    np.testing.assert_array_equal(made.changes["shift"], 0)
+
+
 def test_a_turn_is_anticlockwise_and_a_shear_moves_rows_against_each_other():
     arrow = np.zeros((1, 40, 40, 1), "float32")
     arrow[0, 5, 20] = 1  # above the middle

@@ -123,7 +123,8 @@ def _bend(images, matrices, places):
     low, high = -middle - least, middle - most
     # Neither an empty image, nor one that is too large.
     inside = np.isfinite(low) & (low <= high)
-    shifts = np.where(inside, low + places * (high - low), 0)
+    low, high = np.where(inside, (low, high), 0)
+    shifts = low + places * (high - low)
     inverse = np.linalg.inv(matrices)
     origin = -inverse @ shifts[:, :, None]
     inverse = np.concatenate([inverse, origin], 2).astype("float32")
