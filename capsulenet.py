@@ -277,9 +277,8 @@ def test(model, data, args):
     wrong = np.flatnonzero(predicted != true)
     accuracy = 1 - len(wrong) / len(y_test)
     print(f"Test acc: {accuracy:.4f}")
-    print(
-        f"Test error: {100 - 100 * accuracy:.2f}% ({len(wrong)} of {len(true)} images)"
-    )
+    misread = f"{len(wrong)} of {len(true)} images"
+    print(f"Test error: {100 - 100 * accuracy:.2f}% ({misread})")
     names = options.class_names(args, y_test.shape[1])
     scores.say(scores.confusion(true, predicted, len(names)), names)
     show_test(x_test, x_recon, true, predicted, names, args.save_dir)
@@ -294,10 +293,9 @@ def manipulate_latent(model, data, args):
 
     Writes `manipulate-<digit>.png` to the save directory: reconstructions of one test
     image of class `args.digit`, one row a dimension of its capsule, with
-    `MANIPULATIONS` added to it from left to right (Sabour et al. 2017, figure 4), see
-    `capsnet.pictures.plot_manipulations`. Where that is `"all"`, it does so for every
-    class that the test images show, and writes `dimensions.png`, see
-    `capsnet.dimensions.show`.
+    `MANIPULATIONS` added to it from left to right (Sabour et al. 2017, figure 4). Where
+    that is `"all"`, it does so for every class that the test images show, and writes
+    `dimensions.png`, see `capsnet.dimensions.show`.
 
     Args:
         model: the manipulation model of `CapsNet`.
@@ -394,10 +392,10 @@ NETWORKS = {"capsnet": CapsNet, **networks.OTHERS}
 """What `--model` may be."""
 
 
-def build(args, input_shape, labels_shape):
+def build(args, input_shape, labels_shape, decoder=True):
     """Build the trio that the options ask for, see `CapsNet`."""
     names = ("routing", "use_bias", "leaky", "routing_gradient")
-    how = {name: getattr(args, name) for name in names}
+    how = {name: getattr(args, name) for name in names} | {"decoder": decoder}
     if args.model in ("capsnet", "shared"):
         how |= {"conv": args.conv}
     if args.model == "capsnet":
@@ -420,7 +418,8 @@ def run(args, parser=None):
                 raise SystemExit(1)  # some can't be read, which was said
             return
         data, resumed, stored = start.prepare(args)
-        models = build(args, *(array.shape[1:] for array in data.train))
+        shapes = (array.shape[1:] for array in data.train)
+        models = build(args, *shapes, start.has_decoder(args, stored))
         if stored is not None and not resumed:
             start.load_weights(models[0], args, stored)
         print(f"{told}; seed {args.seed}")
@@ -428,7 +427,8 @@ def run(args, parser=None):
         if args.testing:
             with start.random_weights_said(args):
                 test(models[1], data.test, args)
-                manipulate_latent(models[2], data.test, args)
+                if models[2] is not None or "digit" in args.given:
+                    manipulate_latent(models[2], data.test, args)
                 if args.show_routing:
                     routes.show(models[1], data.test, args)
         else:

@@ -112,6 +112,27 @@ def test_it_trains_tests_manipulates_and_predicts_as_any_network(trained, capsys
     assert capsulenet.predict(model, array(3, 17, 17, 1)).lengths.shape == (3, 2)
 
 
+@pytest.mark.parametrize("network", ["efficient", "photo"])
+def test_weights_without_a_decoder_are_tested_without_one(
+    network, data_file, tmp_path, capsys
+):
+    path, out = str(tmp_path / "w.h5"), tmp_path / "out"
+    _, model, _ = capsulenet.NETWORKS[network]((17, 17, 1), 2, decoder=False)
+    built = capsulenet.architecture(model)
+    capsulenet.save_weights(model, path, {"architecture": built})
+    common = ["-t", "-w", path, "--dataset", str(data_file), "--save_dir", str(out)]
+    capsulenet.main(common)
+    with np.load(data_file) as data:
+        lengths = predicted(model, data["x_test"][..., None].astype("float32") / 255)
+        right = np.mean(lengths.argmax(1) == data["y_test"])
+    assert f"Test acc: {right:.4f}" in capsys.readouterr().out
+    assert {"confusion.png", "mistakes.png"} == set(os.listdir(out))
+    with pytest.raises(SystemExit) as end:
+        capsulenet.main([*common, "--digit", "1"])
+    assert end.value.code == 2
+    assert "no decoder, so there is nothing to man" in capsys.readouterr().err
+
+
 def test_a_file_of_another_network_or_routing_is_refused_by_name(trained, capsys):
     common, path = trained
     for flags, said in (

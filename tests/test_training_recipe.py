@@ -135,3 +135,12 @@ def test_what_only_train_is_called_with_counts_as_given():
     args = options.complete(argparse.Namespace(dataset="a", model="photo", epochs=2))
     recipe.fit_to_data(args, labels(20, 20), (32, 32, 3))
     assert (args.epochs, args.batch_size) == (2, 16)
+
+
+@pytest.mark.parametrize("network", ["capsnet", "efficient", "photo", "shared"])
+@pytest.mark.parametrize("dataset", ["multimnist", "affnist"])
+def test_images_that_are_composed_are_not_changed_beside_that(network, dataset):
+    args, plain = typed("--dataset", dataset, "--model", network), typed()
+    recipe.fit_to_data(args, labels(300, 300), (36, 36, 1))
+    for change in ("rotation", "zoom", "shear", "elastic", "brightness", "tint"):
+        assert getattr(args, change) == getattr(plain, change), change

@@ -91,7 +91,8 @@ def fit_to_data(args, labels, shape):
     weight of the reconstruction grows with the pixels of pairs. Else a batch
     is a twentieth of the images, 16 to 100; there are 1,000 steps, in 30 to 100 epochs;
     the learning rate falls as a cosine. The network for pictures routes once, and its
-    pictures change in brightness and colour; Efficient-CapsNet's turn and change in size.
+    pictures change in brightness and colour; Efficient-CapsNet's turn and change in size;
+    neither does so where pictures are composed, of pairs or of affNIST.
     `--authors` has the batch and the schedule of their code.
 
     Args:
@@ -138,15 +139,15 @@ def _suited(args, labels, channels, composed):
     batch = args.batch_size if "batch_size" in args.given else _batch_size(len(labels))
     epochs = math.ceil(1000 / math.ceil(len(labels) / batch))
     suited = {"batch_size": batch, "epochs": int(np.clip(epochs, 30, 100))}
-    suited["schedule"] = "cosine"
+    suited["schedule"], changes = "cosine", {}
     if args.model == "photo":
         suited |= {"routings": 1} if args.routing in ("auto", "dynamic") else {}
-        suited |= {"brightness": 0.2}
-        suited |= {"tint": 0.2} if channels > 1 else {}
+        changes = {"brightness": 0.2, **({"tint": 0.2} if channels > 1 else {})}
     if args.model == "efficient":
         suited |= {"lr": 0.002}
-        if not composed:  # which have changes enough, or shall not
-            suited |= {"rotation": 15.0, "zoom": 0.15, "shifts": "interpolated"}
+        changes = {"rotation": 15.0, "zoom": 0.15, "shifts": "interpolated"}
+    if not composed:  # such images have changes enough, or shall not
+        suited |= changes
     if args.authors:  # their 0.96 each 2,000 steps
         batch = args.batch_size if "batch_size" in args.given else 128
         decay = 0.96 ** (math.ceil(len(labels) / batch) / 2000)

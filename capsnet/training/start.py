@@ -76,6 +76,17 @@ def _told(args, stored, checkpoint=None):
     return {**told, "model": model}, args.save_dir
 
 
+def has_decoder(args, stored):
+    """Whether a network is built with a decoder: but for a test of weights without one.
+
+    Args:
+        args: namespace with all options.
+        stored: pair or None, see `prepare`.
+    """
+    said = stored[0].get("architecture") if args.testing and stored else None
+    return not isinstance(said, dict) or said.get("decoder") is not False
+
+
 def load_weights(model, args, stored):
     """Load the weights that the user named; a test has to be of what they were trained on.
 
