@@ -15,6 +15,7 @@ OF_A_RUN = (
 )
 NOT_OF_A_RUN = (
     *("README.md", "mnist.csv", "multimnist.csv", "affnist.csv"),
+    *("multimnist.h5", "multimnist_held_out.csv"),
     *("my-log.csv", "mine.h5", "manipulate-me.png"),
 )
 

@@ -99,6 +99,19 @@ def test_the_shipped_weights_have_the_error_that_is_stated():
     assert abs(np.sum(classes != y.argmax(1)) - int(wrong)) <= 1
 
 
+def test_the_shipped_weights_of_pairs_have_the_error_that_is_stated(tmp_path, capsys):
+    stated = re.search(
+        r"\*\*(\d\.\d\d)%\*\* of 10,000 pairs", page("docs/multimnist.md")
+    )
+    path = os.path.join(ROOT, "result", "multimnist.h5")
+    assert os.path.getsize(path) < 3_000_000
+    flags = ["-t", "--dataset", "multimnist", "-w", path, "--save_dir", str(tmp_path)]
+    capsulenet.main(flags)
+    found = re.search(r"Test error: (\S+)%", capsys.readouterr().out)
+    # Two pairs may lie so near to the border that rounding decides.
+    assert abs(float(found[1]) - float(stated[1])) < 0.025
+
+
 def test_its_tables_are_those_of_the_finished_runs():
     rows = reproduce.finished_runs(os.path.join(ROOT, "result", "mnist.csv"))
     tables = reproduce.table(rows).strip()
