@@ -112,14 +112,19 @@ def test_it_trains_tests_manipulates_and_predicts_as_any_network(trained, capsys
     assert capsulenet.predict(model, array(3, 17, 17, 1)).lengths.shape == (3, 2)
 
 
-@pytest.mark.parametrize("network", ["efficient", "photo"])
-def test_weights_without_a_decoder_are_tested_without_one(
-    network, data_file, tmp_path, capsys
-):
-    path, out = str(tmp_path / "w.h5"), tmp_path / "out"
-    _, model, _ = capsulenet.NETWORKS[network]((17, 17, 1), 2, decoder=False)
-    built = capsulenet.architecture(model)
+@pytest.fixture(params=["efficient", "photo"])
+def without_decoder(request, tmp_path):
+    """A network without a decoder, and the file of its weights."""
+    _, model, _ = capsulenet.NETWORKS[request.param]((17, 17, 1), 2, decoder=False)
+    path, built = str(tmp_path / "w.h5"), capsulenet.architecture(model)
     capsulenet.save_weights(model, path, {"architecture": built})
+    return model, path
+
+
+def test_weights_without_a_decoder_are_tested_without_one(
+    without_decoder, data_file, tmp_path, capsys
+):
+    (model, path), out = without_decoder, tmp_path / "out"
     common = ["-t", "-w", path, "--dataset", str(data_file), "--save_dir", str(out)]
     capsulenet.main(common)
     with np.load(data_file) as data:
@@ -131,6 +136,19 @@ def test_weights_without_a_decoder_are_tested_without_one(
         capsulenet.main([*common, "--digit", "1"])
     assert end.value.code == 2
     assert "no decoder, so there is nothing to man" in capsys.readouterr().err
+
+
+def test_a_training_from_weights_without_a_decoder_makes_one(
+    without_decoder, data_file, tmp_path, capsys
+):
+    (model, path), out = without_decoder, tmp_path / "out"
+    common = ["--dataset", str(data_file), "--save_dir", str(out), "--verbose", "0"]
+    capsulenet.main([*common, "-w", path, "--epochs", "1", "--lr", "0"])
+    assert f"{path}: has no decoder, which starts anew" in capsys.readouterr().out
+    (found, _, _), _ = capsulenet.load_model(str(out / "trained_model.h5"))
+    assert found.get_layer("decoder").weights
+    for name in ("digitcaps", "primarycap_reshape"):
+        assert_same_weights(found.get_layer(name), model.get_layer(name))
 
 
 def test_a_file_of_another_network_or_routing_is_refused_by_name(trained, capsys):

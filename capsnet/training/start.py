@@ -101,9 +101,13 @@ def load_weights(model, args, stored):
         ValueError: if they are of another network.
     """
     said, stored = stored
+    told = said.get("architecture")
     if args.testing and "architecture" in said:
         built, about = of_file(args.weights, said, stored, args.routings, None)
         _check_trained_on(model, args, built, about["class_names"])
+    elif isinstance(told, dict) and told.get("decoder") is False:
+        print(f"{args.weights}: has no decoder, which starts anew")
+        stored = {**stored, "decoder": model.get_layer("decoder").get_weights()}
     weights.set_weights(model, stored, args.weights)
 
 
