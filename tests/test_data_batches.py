@@ -23,6 +23,12 @@ def numbers(batches, index):
     return keras.ops.convert_to_numpy(x)[:, 0, 0, 0].astype(int).tolist()
 
 
+def middles(images):
+    """Row and column of the centre of each image's ink, of 29 x 29 pixels, from the middle."""
+    mass = images.sum((1, 2, 3))
+    return [images.sum((k, 3)) @ (np.arange(29) - 14) / mass for k in (2, 1)]
+
+
 def test_rotations_and_zooms_have_every_size_up_to_the_limits():
     rows, columns = np.indices((29, 29)) - 14
     blot = np.exp(-(rows**2 + (columns - 8) ** 2) / 4)  # 8 pixels right of the middle
@@ -30,8 +36,7 @@ def test_rotations_and_zooms_have_every_size_up_to_the_limits():
     batches = TrainingBatches(x, one_hot(4000), 4000, rotation=30, zoom=0.2)
     (moved, _), (_, target) = batches[0]
     np.testing.assert_array_equal(moved, target)
-    mass = moved.sum((1, 2, 3))
-    rows, columns = (moved.sum((k, 3)) @ (np.arange(29) - 14) / mass for k in (2, 1))
+    rows, columns = middles(moved)
     angles = np.degrees(np.arctan2(-rows, columns))
     assert -30.1 < angles.min() < -29.5 and 29.5 < angles.max() < 30.1
     lengths = np.hypot(rows, columns) / 8
@@ -47,8 +52,7 @@ def test_shears_have_every_size_up_to_the_limit_and_keep_each_row_in_its_place()
     x = np.tile(blot.astype("float32")[..., None], (4000, 1, 1, 1))
     (moved, _), (_, target) = TrainingBatches(x, one_hot(4000), 4000, shear=0.4)[0]
     np.testing.assert_array_equal(moved, target)
-    mass = moved.sum((1, 2, 3))
-    rows, columns = (moved.sum((k, 3)) @ (np.arange(29) - 14) / mass for k in (2, 1))
+    rows, columns = middles(moved)
     np.testing.assert_allclose(rows, -8, atol=0.01)
     shears = columns / -8
     assert -0.401 < shears.min() < -0.39 and 0.39 < shears.max() < 0.401

@@ -147,7 +147,7 @@ def test_a_training_from_weights_without_a_decoder_makes_one(
     assert f"{path}: has no decoder, which starts anew" in capsys.readouterr().out
     (found, _, _), _ = capsulenet.load_model(str(out / "trained_model.h5"))
     assert found.get_layer("decoder").weights
-    for name in ("digitcaps", "primarycap_reshape"):
+    for name in ("conv1", "primarycap_depthwise", "digitcaps"):
         assert_same_weights(found.get_layer(name), model.get_layer(name))
 
 

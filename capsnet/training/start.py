@@ -83,8 +83,8 @@ def has_decoder(args, stored):
         args: namespace with all options.
         stored: pair or None, see `prepare`.
     """
-    said = stored[0].get("architecture") if args.testing and stored else None
-    return not isinstance(said, dict) or said.get("decoder") is not False
+    told = _told(args, stored)[0] or {}
+    return not args.testing or told.get("decoder") is not False
 
 
 def load_weights(model, args, stored):
@@ -100,12 +100,12 @@ def load_weights(model, args, stored):
     Raises:
         ValueError: if they are of another network.
     """
+    told, _ = _told(args, stored)
     said, stored = stored
-    told = said.get("architecture")
     if args.testing and "architecture" in said:
         built, about = of_file(args.weights, said, stored, args.routings, None)
         _check_trained_on(model, args, built, about["class_names"])
-    elif isinstance(told, dict) and told.get("decoder") is False:
+    elif told.get("decoder") is False:
         print(f"{args.weights}: has no decoder, which starts anew")
         stored = {**stored, "decoder": model.get_layer("decoder").get_weights()}
     weights.set_weights(model, stored, args.weights)
