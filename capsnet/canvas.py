@@ -95,7 +95,7 @@ canvas.addEventListener('pointerdown', (event) => {
 });
 canvas.addEventListener('pointermove', (event) => {
   if (!open || !event.isPrimary) return;
-  event.getCoalescedEvents().forEach(add);
+  event.getCoalescedEvents?.().forEach(add);  // browsers lack it without HTTPS
   add(event);
   waiting ??= setTimeout(tell, props.pause);
 });

@@ -21,6 +21,9 @@ if BROWSER is None and os.environ.get("CAPSNET_BROWSER") != "required":
 
 from playwright.sync_api import expect, sync_playwright
 
+NAME = "capsules.test"
+"""What the browser takes this machine for, too: one of a network, without HTTPS."""
+
 expect.set_options(timeout=60_000)  # milliseconds; machines are shared
 
 DIGITS = {  # strokes, as parts of the canvas
@@ -63,7 +66,8 @@ def address():
 @pytest.fixture(scope="module")
 def browser():
     with sync_playwright() as playwright:
-        flags = ["--no-sandbox"] if os.geteuid() == 0 else []
+        flags = [f"--host-resolver-rules=MAP {NAME} 127.0.0.1"]
+        flags += ["--no-sandbox"] if os.geteuid() == 0 else []
         chromium = playwright.chromium.launch(executable_path=BROWSER, args=flags)
         yield chromium
         chromium.close()
@@ -79,13 +83,14 @@ def visit(browser, address):
     contexts, elsewhere, complaints = [], [], []
 
     def look(route):
-        if route.request.url.startswith((address, "data:", "blob:")):
+        here = (address, by_name(address), "data:", "blob:")
+        if route.request.url.startswith(here):
             route.continue_()
         else:
             elsewhere.append(route.request.url)
             route.abort()
 
-    def visit(width=1280, height=800, **how):
+    def visit(width=1280, height=800, at=address, **how):
         view = {"width": width, "height": height}
         contexts.append(browser.new_context(viewport=view, **how))
         contexts[-1].route("**/*", look)
@@ -96,7 +101,7 @@ def visit(browser, address):
             "console",
             lambda m: complaints.append(m.text) if m.type == "error" else None,
         )
-        page.goto(address)
+        page.goto(at)
         expect(page.locator("body[data-ready] canvas")).to_be_visible()
         return page
 
@@ -104,6 +109,10 @@ def visit(browser, address):
     for context in contexts:
         context.close()
     assert not elsewhere and not complaints
+
+
+def by_name(address):
+    return address.replace("127.0.0.1", NAME)
 
 
 @pytest.fixture
@@ -162,6 +171,13 @@ def test_digits_that_are_drawn_are_read(page):
         )
         expect(winner(page)).to_have_text(digit)
         clear(page)
+
+
+def test_digits_are_drawn_on_a_page_of_another_machine(visit, address):
+    page = visit(at=by_name(address))
+    assert not page.evaluate("window.isSecureContext")
+    draw(page, "1")
+    expect(winner(page)).to_have_text("1")
 
 
 def test_two_digits_are_called_two_and_an_undo_takes_a_stroke_away(page):
