@@ -113,6 +113,10 @@ NOT_PASSED_ON = (
 """Options of `capsulenet.py` that runs do not take."""
 
 
+SUITED = ("shift_fraction",)
+"""Options whose default depends on the data set: given, they count with any value."""
+
+
 def data_name(dataset):
     """Return the name of a data set that a file or a folder is of."""
     return os.path.splitext(os.path.basename(os.path.normpath(dataset)))[0]
@@ -129,7 +133,7 @@ def given_flags(flags):
         if name in args.given:
             raise ValueError(f"--{name}: reproduce.py has no use for it")
     values = ((name, getattr(args, name)) for name in sorted(args.given))
-    return {name: value for name, value in values if value != DEFAULTS[name]}
+    return {k: v for k, v in values if v != DEFAULTS[k] or k in SUITED}
 
 
 def parse(argv=None):
@@ -196,7 +200,7 @@ from capsnet.numerics import on_cpu
 from capsnet.training import devices, fit, recipe
 
 
-def baseline_cnn(input_shape, n_class, conv="auto"):
+def baseline_cnn(input_shape, n_class, conv="auto", last="softmax"):
     """Build the paper's convolutional baseline (Sabour et al. 2017, section 5).
 
     Three 5 x 5 convolutions of 256, 256 and 128 channels with stride 1, dense layers of
@@ -208,6 +212,8 @@ def baseline_cnn(input_shape, n_class, conv="auto"):
         n_class: int. Number of classes.
         conv: the form of the convolutions, see `capsulelayers.SpectralConv2D`.
             Defaults to `"auto"`.
+        last: str. The last activation: `"sigmoid"` where an image shows several classes.
+            Defaults to `"softmax"`.
 
     Returns:
         A Keras model from images to probabilities `(B, n_class)`.
@@ -221,11 +227,11 @@ def baseline_cnn(input_shape, n_class, conv="auto"):
     for units in (328, 192):
         x = layers.Dense(units, activation="relu")(x)
     x = layers.Dropout(0.5)(x)
-    outputs = layers.Dense(n_class, activation="softmax", dtype="float32")(x)
+    outputs = layers.Dense(n_class, activation=last, dtype="float32")(x)
     return keras.Model(inputs, outputs)
 
 
-def pairs_cnn(input_shape, n_class, conv="auto", padding="same", last="sigmoid"):
+def pairs_cnn(input_shape, n_class, conv="auto", last="sigmoid", padding="same"):
     """Build the paper's convolutional baseline for pairs (its section 6.2).
 
     Convolutions of 512 channels, 9 x 9, and 256, 5 x 5, each followed by pooling of 2 x
@@ -236,8 +242,8 @@ def pairs_cnn(input_shape, n_class, conv="auto", padding="same", last="sigmoid")
         input_shape: see `baseline_cnn`.
         n_class: likewise.
         conv: likewise.
+        last: likewise. Defaults to `"sigmoid"`.
         padding: str. Of the convolutions. Defaults to `"same"`.
-        last: str. The last activation. Defaults to `"sigmoid"`.
     """
     x = inputs = layers.Input(input_shape)
     for filters, side in ((512, 9), (256, 5)):
@@ -249,7 +255,7 @@ def pairs_cnn(input_shape, n_class, conv="auto", padding="same", last="sigmoid")
     return keras.Model(inputs, outputs)
 
 
-def affine_cnn(input_shape, n_class, conv="auto"):
+def affine_cnn(input_shape, n_class, conv="auto", last="softmax"):
     """Build a baseline for affNIST, with about as many parameters as its CapsNet.
 
     The paper says no more of its own than that it has pooling and dropout; this is
@@ -259,26 +265,15 @@ def affine_cnn(input_shape, n_class, conv="auto"):
         input_shape: see `baseline_cnn`.
         n_class: likewise.
         conv: likewise.
+        last: likewise.
     """
-    return pairs_cnn(input_shape, n_class, conv, "valid", "softmax")
+    return pairs_cnn(input_shape, n_class, conv, last, "valid")
 
 
 def load(args):
-    """Load the data set, with `--images` less of its training part.
-
-    With `--held_out` it is the training part alone, cut in two.
-    """
+    """Load the data set, with `--images` and `--held_out` as they are there for."""
     wanted = complete(argparse.Namespace(**{**args.given, "dataset": args.dataset}))
-    data = datasets.load_for(wanted)
-    x, y = data.train
-    if not args.held_out:
-        order = np.random.default_rng(0).permutation(len(x))[: args.images]
-        some = x[order], y[order]
-        return data.with_train(some, data.held_out) if args.images else data
-    train, test = datasets.hold_out(x, y, args.images or None)
-    if are_paired(wanted):
-        test = datasets.paired(*test, shift=wanted.overlap_shift)
-    return datasets.Data(train, test, data.class_names)
+    return datasets.load_for(wanted, args.images or None, args.held_out)
 
 
 def run_options(args, variant, seed):
@@ -335,7 +330,9 @@ def build(variant, options, data):
     if variant == "baseline":
         of = {"multimnist": pairs_cnn, "affnist": affine_cnn}
         cnn = pairs_cnn if options.pairs else of.get(options.dataset, baseline_cnn)
-        model = cnn(x.shape[1:], y.shape[1], options.conv)
+        several_classes = are_paired(options) or datasets.shows_several(y)
+        last = "sigmoid" if several_classes else "softmax"
+        model = cnn(x.shape[1:], y.shape[1], options.conv, last)
         return model, model
     return capsulenet.build(options, x.shape[1:], y.shape[1:])[:2]
 
@@ -367,21 +364,29 @@ def run(args, variant, seed, data):
     if not os.path.exists(fit.trained(options)):
         return None
     log = read_csv(os.path.join(options.save_dir, "log.csv"))
-    x_test, y_test = data.test
-    _, lengths, _ = capsulenet.predict(eval_model, x_test)
-    kind = datasets.shown(data.train[1], y_test, are_paired=are_paired(options))
-    right = keras.ops.convert_to_numpy(several.right(y_test, lengths, kind))
+    labels = data.train[1], data.test[1]
+    kind = datasets.shown(*labels, are_paired=are_paired(options))
+    right = read_right(eval_model, data.test, kind)
     wrong = int(np.sum(~right))
     if isinstance(data.test, datasets.Bent):
         bent.show(data.test, right, options.save_dir, VARIANTS[variant].title)
     return key(args, variant, seed) | {
-        "error": f"{100 * wrong / len(y_test):.3f}",
+        "error": f"{100 * wrong / len(right):.3f}",
         "wrong": wrong,
-        "images": len(y_test),
+        "images": len(right),
         "seconds": round(sum(float(row["seconds"]) for row in log)),
         **about,
         "date": datetime.date.today().isoformat(),
     }
+
+
+def read_right(model, test, kind):
+    """Tell which test images are read right, see `several.right`; of pairs all of them."""
+    blocks = test.blocks() if isinstance(test, datasets.Pairs) else [test]
+    right = [
+        several.right(y, capsulenet.predict(model, x).lengths, kind) for x, y in blocks
+    ]
+    return np.concatenate(list(map(keras.ops.convert_to_numpy, right)))
 
 
 def device():

@@ -1,3 +1,4 @@
+import argparse
 import importlib
 
 import numpy as np
@@ -5,6 +6,7 @@ import pytest
 import scipy.io
 
 from capsnet import data as datasets
+from capsnet import options
 from capsnet.data import affine, sets
 
 
@@ -95,7 +97,8 @@ def test_affnist_is_trained_on_upright_digits_and_validated_on_others_of_them(
     (x, y), test = datasets.load_mnist()
     few = datasets.Data((x[:400], y[:400]), test, tuple("0123456789"))
     monkeypatch.setattr(sets, "_load", lambda *args: few)
-    data = datasets.load("affnist", test_size=50, holds_out=True)
+    args = argparse.Namespace(dataset="affnist", test_size=50)
+    data = datasets.load_for(options.complete(args))
     assert data.train[0].shape == (300, 40, 40, 1)
     assert data.held_out[0].shape == (100, 40, 40, 1)
     assert data.test.x.shape == (50, 40, 40, 1)

@@ -8,7 +8,7 @@ import pytest
 import reproduce
 from capsnet import weights
 from capsnet.architecture import architecture
-from capsnet.data import Data
+from capsnet.data import Data, Pairs
 
 
 def test_a_run_starts_from_the_weights_that_it_is_given(tmp_path, squares, monkeypatch):
@@ -146,6 +146,70 @@ def test_held_out_images_are_training_images_that_are_not_trained_on():
     of_training = {image.tobytes() for image in x_all}
     held = {image.tobytes() for image in x_held}
     assert held <= of_training and not held & trained_on
+
+
+@pytest.mark.parametrize("dataset", ["mnist", "multimnist", "affnist"])
+def test_held_out_images_are_tested_and_others_decide_when_to_stop(dataset):
+    flags = ["--dataset", dataset, "--held_out", "--images", "400", "--until", "0.9"]
+    data = reproduce.load(reproduce.parse(flags))
+    parts = data.train, data.held_out, data.test
+    assert [len(part[0]) for part in parts] == [225, 75, 100]
+    if dataset == "mnist":
+        all_of_them = {image.tobytes() for x, _ in parts for image in x}
+        assert len(all_of_them) == 400
+    if dataset == "affnist":  # each is moved, as far as the margin of 6 pixels allows
+        margins = [x[:, :6].any() for x, _ in parts]
+        assert margins == [False, True, True]
+    if dataset == "multimnist":
+        assert isinstance(data.test, Pairs) and isinstance(data.held_out, Pairs)
+
+
+@pytest.fixture
+def stub_training(monkeypatch):
+    """Have a run train nothing; gives the options of each."""
+    seen = []
+
+    def train(model, data, options, signals):
+        seen.append(options)
+        os.makedirs(options.save_dir, exist_ok=True)
+        for name in ("log.csv", "trained_model.h5"):
+            with open(os.path.join(options.save_dir, name), "w") as file:
+                file.write("seconds\n")
+
+    monkeypatch.setattr(reproduce.capsulenet, "train", train)
+    return seen
+
+
+def test_all_pictures_of_pairs_are_tested(tmp_path, squares, stub_training):
+    flags = ["--dataset", squares, "--pairs", "--test_size", "50"]
+    args = reproduce.parse([*flags, "--runs", str(tmp_path)])
+    row = reproduce.run(args, "v1", 0, reproduce.load(args))
+    assert row["images"] == 50
+    assert row["error"] == f"{2 * row['wrong']:.3f}"
+
+
+def test_a_flag_that_is_given_is_kept_where_another_value_would_suit(
+    tmp_path, stub_training
+):
+    flags = ["--dataset", "affnist", "--images", "40", "--test_size", "2"]
+    flags += ["--runs", str(tmp_path)]
+    keys = []
+    for more in ([], ["--shift_fraction", "0.1"]):
+        args = reproduce.parse([*flags, *more])
+        reproduce.run(args, "efficient", 0, reproduce.load(args))
+        keys.append(reproduce.key(args, "efficient", 0))
+    assert [options.shift_fraction for options in stub_training] == [0.15, 0.1]
+    assert keys[0] != keys[1]
+
+
+def test_the_baseline_of_several_classes_tells_each_by_itself():
+    y = np.array([[1, 1, 0], [0, 1, 0]], "float32")
+    data = Data((np.zeros((2, 20, 20, 1)), y), None, list("abc"))
+    for labels, last in ((y, "sigmoid"), (np.eye(3)[:2], "softmax")):
+        data = data.with_train((data.train[0], labels))
+        options = reproduce.run_options(reproduce.parse([]), "baseline", 0)
+        model, _ = reproduce.build("baseline", options, data)
+        assert model.layers[-1].activation.__name__ == last
 
 
 def test_the_baseline_has_the_parameters_that_the_paper_states():

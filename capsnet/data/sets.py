@@ -48,7 +48,6 @@ def load(
     seed=0,
     overlap=None,
     test_size=10_000,
-    holds_out=False,
     affnist=None,
 ):
     """Load a data set by its name, from a folder of pictures, or from an `.npz` file.
@@ -63,7 +62,6 @@ def load(
         overlap: int, optional. Images get a margin, and the test is of pairs that are
             moved by at most so many pixels, see `paired`.
         test_size: int. Of so many pairs, or bent digits. Defaults to 10,000.
-        holds_out: bool. Whether `HELD_OUT` training images are held out, to validate on.
         affnist: str, optional. A file of the original affNIST, to test on.
 
     Returns:
@@ -83,7 +81,7 @@ def load(
             raise ValueError(f"--overlap_shift {overlap}: moves digits out of sight")
         test = paired(pad(x_test), y_test, test_size, overlap)
         data = Data((pad(x_train), y_train), test, data.class_names)
-    return _with_held_out(data, name, overlap) if holds_out else data
+    return data
 
 
 def _affine(data, test_size, affnist):
@@ -122,28 +120,50 @@ def hold_out(x, y, images=None):
     return tuple((x[part], y[part]) for part in (order[count:], order[:count]))
 
 
-def _with_held_out(data, name, overlap):
-    """Hold out some training images, to validate on."""
-    train, held_out = hold_out(*data.train)
-    if name == "affnist":
+def _with_held_out(data, args, images=None):
+    """Hold out some training images, composed as those of the test are."""
+    train, held_out = hold_out(*data.train, images)
+    if args.dataset == "affnist":
         held_out = placed(*held_out)
-    elif overlap is not None:
-        held_out = paired(*held_out, shift=overlap)
+    elif are_paired(args):
+        held_out = paired(*held_out, shift=args.overlap_shift)
     return data.with_train(train, held_out)
 
 
-def load_for(args):
-    """Load the data set that the command line asks for, a namespace with all options."""
-    return load(
+def load_for(args, images=None, tests_held_out=False):
+    """Load the data set that the command line asks for.
+
+    Args:
+        args: namespace with all options. With `--until`, and of affNIST, some training
+            images are held out, to validate on.
+        images: int. Use so many training images, drawn always in the same way. Defaults
+            to all.
+        tests_held_out: bool. Whether the test is of training images as well, held out
+            before all others. Defaults to False.
+
+    Returns:
+        A `Data`.
+
+    Raises:
+        OSError: as `load`.
+        ValueError: likewise.
+    """
+    data = load(
         args.dataset,
         args.image_size,
         args.color,
         args.test_share,
         overlap=args.overlap_shift if are_paired(args) else None,
         test_size=args.test_size,
-        holds_out=are_held_out(args),
         affnist=args.affnist,
     )
+    if tests_held_out:
+        data = _with_held_out(data, args, images)
+        data = Data(data.train, data.held_out, data.class_names)
+    elif images:
+        some = np.random.default_rng(0).permutation(len(data.train[0]))[:images]
+        data = data.with_train(tuple(array[some] for array in data.train))
+    return _with_held_out(data, args) if are_held_out(args) else data
 
 
 def _load(name, image_size, color, test_share, seed):
