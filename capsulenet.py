@@ -49,7 +49,7 @@ from capsnet.data import Bent, Pairs, load_mnist, shown_class, shows_several
 from capsnet.dimensions import MANIPULATIONS
 from capsnet.errors import HostLost, Interrupted
 from capsnet.files import make_save_dir
-from capsnet.inference import as_images, outputs_of
+from capsnet.inference import as_images, check_set, outputs_of
 from capsnet.machine import set_allocator
 from capsnet.networks import EfficientCapsNet, PhotoCapsNet, SharedCapsNet
 from capsnet.networks.trio import class_capsules, of_pairs, start_as_the_authors, trio
@@ -267,6 +267,7 @@ def test(model, data, args):
         The accuracy, a float in [0, 1].
     """
     args = options.complete(args)
+    check_set(*data, drawn=len(model.outputs) > 1)
     make_save_dir(args.save_dir)
     if args.shown == "several" or isinstance(data, Pairs) or shows_several(data[1]):
         return told_apart.test(model, data, args)
@@ -274,18 +275,17 @@ def test(model, data, args):
     x_test, y_test = data
     predicted, _, x_recon = predict(model, x_test)
     true = np.argmax(y_test, 1)
-    wrong = np.flatnonzero(predicted != true)
-    accuracy = 1 - len(wrong) / len(y_test)
-    print(f"Test acc: {accuracy:.4f}")
-    misread = f"{len(wrong)} of {len(true)} images"
-    print(f"Test error: {100 - 100 * accuracy:.2f}% ({misread})")
+    right = predicted == true
+    n, wrong = len(right), np.sum(~right)
+    print(f"Test acc: {1 - wrong / n:.4f}")
+    print(f"Test error: {100 * wrong / n:.2f}% ({wrong} of {n} images)")
     names = options.class_names(args, y_test.shape[1])
     scores.say(scores.confusion(true, predicted, len(names)), names)
     show_test(x_test, x_recon, true, predicted, names, args.save_dir)
     if isinstance(data, Bent):
-        bent.show(data, predicted == true, args.save_dir)
+        bent.show(data, right, args.save_dir)
     print("-" * 30 + "End: test" + "-" * 30)
-    return accuracy
+    return float(1 - wrong / n)
 
 
 def manipulate_latent(model, data, args):

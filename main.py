@@ -165,6 +165,7 @@ def training_options(args):
         lam_recon=args.regularization_scale * pixels * args.use_reconstruction_loss,
         routings=args.num_routing,
         shift_fraction=0.0,
+        balance="no",
         save_dir=args.save_dir,
         dataset=args.dataset,
         image_size=[args.input_height, args.input_width],

@@ -5,6 +5,8 @@ import math
 import keras
 import numpy as np
 
+from capsnet.several import ONE_HOT
+
 
 def images_at_once(model):
     """Return how many images a model should be given at once, to stay within 3 GB.
@@ -46,6 +48,23 @@ def check_images(images, drawn=False):
             f"images from {images.min():.4g} to {images.max():.4g}: must be from 0 to 1, "
             "or the network without a decoder, decoder=False"
         )
+
+
+def check_set(images, labels, drawn=False):
+    """Raise a `ValueError` where images and labels can't be trained or tested on.
+
+    Args:
+        images: see `check_images`.
+        labels: array `(n, n_class)` of zeros and ones.
+        drawn: see `check_images`.
+    """
+    if not len(images):
+        raise ValueError("no images to train or test on")
+    check_images(images, drawn)
+    if len(labels.shape) != 2:
+        raise ValueError(f"labels of shape {tuple(labels.shape)}: {ONE_HOT}")
+    if len(images) != len(labels):
+        raise ValueError(f"{len(images)} images and {len(labels)} labels")
 
 
 def as_images(images):

@@ -70,6 +70,9 @@ def check_options(args, n_class=None):
         value = getattr(args, option.name, option.default)
         if option.rule and not option.rule[0](value):
             raise ValueError(f"--{option.name} {value}: must be {option.rule[1]}")
+        if option.choices and value not in option.choices:
+            known = ", ".join(map(str, option.choices))
+            raise ValueError(f"--{option.name} {value}: must be one of {known}")
     if getattr(args, "predict", None) and args.weights is None:
         raise ValueError("--predict: needs weights, -w FILE")
     if getattr(args, "show_routing", False) and not args.testing:

@@ -14,6 +14,12 @@ LONG = 0.5
 not known: halfway between the two lengths that the margin loss asks for."""
 
 
+ONE_HOT = (
+    "they must be zeros and ones (n, n_class), as keras.utils.to_categorical makes of "
+    "integers"
+)
+"""What labels have to be, for errors."""
+
 COUNTS = {"one": 1, "two": 2, "several": None}
 """How many classes each picture shows, see `capsnet.data.shown`."""
 
@@ -30,8 +36,7 @@ def like(y, lengths):
     if wrong:
         raise ValueError(
             f"labels of shape {tuple(y.shape)} for lengths {tuple(lengths.shape)}: "
-            "they must be zeros and ones (n, n_class), as keras.utils.to_categorical "
-            "makes of integers"
+            f"{ONE_HOT}"
         )
     return y
 

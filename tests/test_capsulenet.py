@@ -213,6 +213,27 @@ def test_images_of_bytes_are_refused_with_what_to_do(tmp_path):
         capsulenet.predict(small_capsnet()[1], bytes_)
 
 
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda x, y: (x, y.argmax(1)), r"labels of shape \(23,\).*to_categorical"),
+        (lambda x, y: (x, y[:9]), "23 images and 9 labels"),
+        (lambda x, y: (x[:0], y[:0]), "no images"),
+        (lambda x, y: (np.uint8(x * 255), y), "images of type uint8"),
+    ],
+)
+def test_a_data_set_that_is_none_is_refused_before_anything_runs(
+    tmp_path, change, message
+):
+    some, new = small_data()[1], options(tmp_path / "new")
+    for data in ((change(*some), some), (some, change(*some))):
+        with pytest.raises(ValueError, match=message):
+            train(small_capsnet()[0], data, new)
+    with pytest.raises(ValueError, match=message):
+        test(small_capsnet()[1], change(*some), new)
+    assert not (tmp_path / "new").exists()
+
+
 def test_images_may_be_tensors(tmp_path):
     (x, y), test_data = small_data()
     train(

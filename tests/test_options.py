@@ -89,6 +89,8 @@ def test_the_documentation_has_the_table():
         ("shear", 1.0, "--shear 1.0: must be at least 0 and below 1"),
         ("elastic", -0.1, "--elastic -0.1: must be at least 0 and below 1"),
         ("lam_recon", -1, "--lam_recon -1"),
+        ("schedule", "linear", "--schedule linear: must be one of exponential, cosine"),
+        ("optimizer", "sgd", "--optimizer sgd: must be one of adam, lamb"),
     ],
 )
 def test_options_that_can_not_be_are_refused(tmp_path, option, value, message):

@@ -188,3 +188,34 @@ def test_a_save_directory_that_can_not_be_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="can't be written"):
         train(small_capsnet()[0], small_data(), options(tmp_path / "file" / "dir"))
+
+
+@pytest.mark.parametrize("balance, share", [("auto", 0.5), ("no", 0.1)])
+def test_a_training_balances_classes_as_the_command_line_does(
+    tmp_path, monkeypatch, balance, share
+):
+    made = []
+
+    def make(*args, **kwargs):
+        made.append(TrainingBatches(*args, **kwargs))
+        return made[-1]
+
+    monkeypatch.setattr(datasets, "TrainingBatches", make)
+    (x, y), held = small_data(60)
+    some = np.concatenate([np.flatnonzero(y[:, 0])[:18], np.flatnonzero(y[:, 1])[:2]])
+    args = options(tmp_path, balance=balance)
+    train(classifier(), ((x[some], y[some]), held), args)
+    assert np.mean(y[some][made[0].order, 1]) == share
+
+
+def test_names_that_were_not_given_are_not_compared(
+    tmp_path, squares, small_network, call
+):
+    data = datasets.load_npz(squares)
+    train(small_network((17, 17, 1), 2, 3)[0], data[:2], options(tmp_path / "run"))
+    weights = str(tmp_path / "run" / "trained_model.h5")
+    assert load_model(weights)[1]["class_names"] == ["0", "1"]
+    arrays = dict(np.load(squares))
+    names = {k: np.array(["ape", "bee"])[y] for k, y in arrays.items() if k[0] == "y"}
+    np.savez(tmp_path / "named.npz", **arrays | names)
+    assert "Test acc" in call("-t", "-w", weights, "--dataset", "named.npz").out

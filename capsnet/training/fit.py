@@ -22,13 +22,14 @@ from capsnet.errors import (
     is_bad_input,
 )
 from capsnet.files import make_save_dir
-from capsnet.inference import check_images, images_at_once, predict_in_batches
+from capsnet.inference import check_set, images_at_once, predict_in_batches
 from capsnet.pictures import plot_log
 from capsnet.training import (
     callbacks,
     checkpoints,
     devices,
     folder,
+    recipe,
     resources,
     resume,
 )
@@ -50,7 +51,8 @@ def run(model, data, args, compile_model, signals=False):
     """
     options.check_options(args)
     _check_what_is_kept(model, args)
-    check_images(data[0][0], drawn=len(model.outputs) > 1)
+    for images, labels in data:
+        check_set(images, labels, drawn=len(model.outputs) > 1)
     if args.deterministic:
         devices.make_deterministic()
     host, hosts = devices.host()
@@ -195,7 +197,7 @@ def _batches(model, data, args):
         flip=args.flip,
         brightness=args.brightness,
         tint=args.tint,
-        balance=args.balance == "yes",
+        balance=recipe.is_balanced(args, train[1]),
         overlap=overlap,
         **shared,
     ), datasets.ValidationBatches(
@@ -257,11 +259,9 @@ def _kept_with_weights(model, args):
     """What travels with the weights, so that `--predict` needs no flags."""
     if not has_capsules(model):
         return {}
-    built = architecture(model)
-    names = options.class_names(args, built["n_class"])
     return {
-        "architecture": built,
-        "class_names": names,
+        "architecture": architecture(model),
+        "class_names": args.class_names,
         "like_mnist": args.like_mnist,
     }
 

@@ -107,7 +107,7 @@ def fit_to_data(args, labels, shape):
         raise ValueError(_no_such_choice(args, "conv"))
     named = args.dataset in NAMED_SETS
     if args.balance == "auto":
-        args.balance = "yes" if _are_uneven(labels.sum(0)) and not named else "no"
+        args.balance = "yes" if is_balanced(args, labels) and not named else "no"
     suited = of_composed(args, shape)
     if not named or args.model != "capsnet" or args.authors:
         suited |= _suited(args, labels, shape[2], bool(suited))
@@ -115,6 +115,12 @@ def fit_to_data(args, labels, shape):
     vars(args).update(chosen)
     if chosen and not args.testing:
         print(f"Chosen for {len(labels)} training images: {as_flags(chosen)}")
+
+
+def is_balanced(args, labels):
+    """Whether all classes are drawn equally often, by `--balance` and one-hot labels."""
+    uneven = args.balance == "auto" and _are_uneven(np.sum(labels, 0))
+    return args.balance == "yes" or bool(uneven)
 
 
 def of_composed(args, shape):

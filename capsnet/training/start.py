@@ -103,8 +103,8 @@ def load_weights(model, args, stored):
     told, _ = _told(args, stored)
     said, stored = stored
     if args.testing and "architecture" in said:
-        built, about = of_file(args.weights, said, stored, args.routings, None)
-        _check_trained_on(model, args, built, about["class_names"])
+        built, _ = of_file(args.weights, said, stored, args.routings, None)
+        _check_trained_on(model, args, built, said.get("class_names"))
     elif told.get("decoder") is False:
         print(f"{args.weights}: has no decoder, which starts anew")
         stored = {**stored, "decoder": model.get_layer("decoder").get_weights()}
@@ -114,10 +114,11 @@ def load_weights(model, args, stored):
 def _check_trained_on(model, args, built, names):
     check_asked(args, built, recipe.TOLD)
     here = tuple(model.inputs[0].shape[1:]), model.outputs[0].shape[-1]
-    others = args.class_names and list(names) != list(args.class_names)
+    others = names and args.class_names and list(names) != list(args.class_names)
     if (built["input_shape"], built["n_class"]) != here or others:
         height, width, channels = built["input_shape"]
         colour = "grey" if channels == 1 else "colour"
+        names = names or map(str, range(built["n_class"]))
         raise ValueError(
             f"{args.weights}: was trained on {height} x {width} {colour}, classes "
             f"{', '.join(names)[:200]}, which --dataset {args.dataset} "
