@@ -427,7 +427,7 @@ def run(args, parser=None):
         if args.testing:
             with start.random_weights_said(args):
                 test(models[1], data.test, args)
-                if models[2] is not None or "digit" in args.given:
+                if (models[2] and data.test[1].any()) or "digit" in args.given:
                     manipulate_latent(models[2], data.test, args)
                 if args.show_routing:
                     routes.show(models[1], data.test, args)

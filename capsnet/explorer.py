@@ -11,7 +11,7 @@ import numpy as np
 from keras import ops
 
 from capsnet import dimensions, options, routes
-from capsnet.data import fit_and_tell
+from capsnet.data import check_channels, fit_and_tell
 from capsnet.dimensions import MANIPULATIONS
 from capsnet.strokes import STROKES, measure_strokes
 
@@ -30,6 +30,8 @@ class Answer(NamedTuple):
         image: float32 array `(height, width, channels)`, in [0, 1]: what it sees.
         done: str. What was done to the picture, see `capsnet.data.fit_and_tell`.
         chosen: int. The likeliest class.
+        told: tuple of int. The classes that the picture is told to show, see
+            `capsnet.verdict.Prediction`.
         lengths: float array `(n_class,)`.
         reconstruction: array of the shape of `image`, or None without a decoder.
         verdict: str, `one`, `none`, `two` or `unsure`; None where the file of weights
@@ -39,6 +41,7 @@ class Answer(NamedTuple):
     image: np.ndarray
     done: str
     chosen: int
+    told: tuple
     lengths: np.ndarray
     reconstruction: np.ndarray | None
     verdict: str | None
@@ -70,6 +73,9 @@ class Explorer:
         predict: function of that name of `capsulenet`.
         test: pair `(x_test, y_test)` of arrays, images that tell what the dimensions
             change. Defaults to None: then the picture itself tells.
+
+    Raises:
+        ValueError: if the network's images have channels that no picture has.
     """
 
     def __init__(self, models, about, predict, test=None):
@@ -78,6 +84,7 @@ class Explorer:
         self.like_mnist = about["like_mnist"]
         self.thresholds = about["thresholds"]
         self.shape = tuple(self.model.inputs[0].shape[1:])
+        check_channels(self.shape)
         self.has_decoder = len(self.model.outputs) > 1
         self.test = test
         self._predict = predict
@@ -123,7 +130,8 @@ class Explorer:
         (chosen,), (lengths,), drawn = result
         verdict = None if result.verdicts is None else str(result.verdicts[0])
         drawn = None if drawn is None else drawn[0]
-        return Answer(image, done, int(chosen), lengths, drawn, verdict)
+        told = tuple(map(int, result.told(0)))
+        return Answer(image, done, int(chosen), told, lengths, drawn, verdict)
 
     def capsules(self, image):
         """Return the class capsules of an image, an array `(n_class, dim)`."""

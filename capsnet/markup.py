@@ -113,7 +113,7 @@ def verdict(answer, names):
         answer: `capsnet.explorer.Answer`.
         names: list of str. The classes.
     """
-    first = f"<strong>{html.escape(names[answer.chosen])}</strong>"
+    first, *others = (f"<strong>{html.escape(names[j])}</strong>" for j in answer.told)
     if answer.verdict is None:
         text = f"The longest capsule is {first}. These weights have no thresholds: "
         text += "nothing tells whether the picture shows what the network knows."
@@ -127,17 +127,27 @@ def verdict(answer, names):
         f"{first} and <strong>{html.escape(names[second])}</strong>.",
         "unsure": f"Perhaps {first}; few training images are as strange as this.",
     }[answer.verdict]
+    if len(others) > 1:
+        text = f"Perhaps it shows more than two things: {_listed([first, *others])}."
     word = f'<span class="word">{answer.verdict}</span> '
     return framed(f'<p role="status">{word}{text}</p>')
 
 
+def _listed(names):
+    *most, last = names
+    return f"{', '.join(most)} and {last}" if most else last
+
+
 def seen(answer, names):
-    """Show what a network sees, and what it draws again from its longest capsule."""
+    """Show what a network sees, and what it draws again from what it tells."""
     height, width = answer.image.shape[:2]
     caption = f"What the network sees: {width} × {height} pixels, {answer.done}"
     parts = [figure(answer.image, caption)]
     if answer.reconstruction is not None:
-        caption = f"Drawn again from the capsule {names[answer.chosen]} alone"
+        of = _listed([names[j] for j in answer.told])
+        caption = f"Drawn again from the capsule {of} alone"
+        if len(answer.told) > 1:
+            caption = f"Drawn again from the capsules {of}"
         parts.append(figure(answer.reconstruction, caption))
     return framed(f'<div class="row">{"".join(parts)}</div>')
 

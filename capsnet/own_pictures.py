@@ -38,6 +38,7 @@ def answer(args, load_model, predict):
     asked = [name for name in ("model", *TOLD) if name in args.given]
     check_asked(args, architecture(model) if asked else {}, asked)
     shape = tuple(model.inputs[0].shape[1:])
+    data.check_channels(shape)
     images, read, done, unreadable = _read(
         args.predict, shape, about["like_mnist"], not args.no_invert
     )
@@ -126,7 +127,5 @@ def _tell(files, done, result, names, as_json):
 
 
 def _class(result, i, names):
-    """The name of the likeliest class; of two where pictures of several were trained on."""
-    several = result.verdicts is not None and result.strangeness is None
-    two = several and result.verdicts[i] == "two"
-    return " + ".join(names[j] for j in np.argsort(-result.lengths[i])[: 1 + two])
+    """The name of the likeliest class, or of all that the image is told to show."""
+    return " + ".join(names[j] for j in result.told(i))

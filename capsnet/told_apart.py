@@ -110,6 +110,9 @@ def _say(shown, right, total, counts, names):
         f"Test error: {100 * wrong / total:.2f}% ({wrong} of {total} pictures: {how})"
     )
     there, found, told = counts
+    if not there.any():
+        print("Classes found: no test picture shows a class")
+        return
     things = "Digits" if shown == "two" else "Classes"
     print(f"{things} found: {100 * found.sum() / there.sum():.2f}% of those shown")
     for what, of in (("found of those shown", there), ("right of those told", told)):

@@ -69,6 +69,16 @@ class Prediction(
 
     verdicts = strangeness = None
 
+    def told(self, i):
+        """Return the classes that image `i` is told to show, the longest capsule first.
+
+        The likeliest alone, but of a network that was trained on pictures of several
+        classes, which tells all whose capsules are long.
+        """
+        of_several = self.verdicts is not None and self.strangeness is None
+        count = np.sum(self.lengths[i] >= LONG) if of_several else 1
+        return np.argsort(-self.lengths[i], kind="stable")[: max(1, count)]
+
 
 def judged(model, images, lengths, drawn, thresholds=None, share=None):
     """Return the `Prediction` of images, with verdicts where there are thresholds.
@@ -104,7 +114,7 @@ def judged(model, images, lengths, drawn, thresholds=None, share=None):
     long = 10.0 ** -_decades(found["second"], thresholds["second"]) < share
     maybe = np.flatnonzero((usual < share) & long)
     if drawn is not None and len(maybe):
-        second = np.argsort(-lengths[maybe])[:, 1]
+        second = _only(np.argsort(-lengths[maybe])[:, 1], lengths)
         both = np.maximum(drawn[maybe], _drawn_by(model, images[maybe], second))
         left = _error(images[maybe], both)
         usual = 10.0 ** -_decades(left / 2, thresholds["error"])
@@ -164,15 +174,21 @@ def _by_lengths(result, model, images, thresholds):
     """Add verdicts by how many capsules are long, and draw what all of them stand for."""
     classes, lengths, drawn = result
     long = lengths >= thresholds["long"]
-    names = np.array(["none", "one", "two", "unsure"])
-    both = np.flatnonzero(long.sum(1) == 2)
-    if drawn is not None and thresholds["shown"] == "two" and len(both):
+    counts = long.sum(1)
+    if drawn is not None:
         drawn = np.copy(drawn)
-        second = np.argsort(-lengths[both])[:, 1]
-        other = _drawn_by(model, images[both], second)
-        drawn[both] = np.minimum(drawn[both] + other, 1)
+        many = np.flatnonzero(counts > 1)
+        if thresholds["shown"] == "several" and len(many):
+            drawn[many] = _drawn_by(model, images[many], long[many])
+        elif len(many):
+            ranked = np.argsort(-lengths, kind="stable")
+            for rank in range(1, counts.max()):
+                more = np.flatnonzero(counts > rank)
+                alone = _only(ranked[more, rank], lengths)
+                drawn[more] += _drawn_by(model, images[more], alone)
+            drawn[many] = np.minimum(drawn[many], 1)
     result = Prediction(classes, lengths, drawn)
-    result.verdicts = names[np.minimum(long.sum(1), 3)]
+    result.verdicts = np.array(["none", "one", "two", "unsure"])[np.minimum(counts, 3)]
     return result
 
 
@@ -268,14 +284,19 @@ def _joined(found, thresholds):
     return sum(_decades(found[n], thresholds[n]) for n in JOINED if n in found)
 
 
+def _only(classes, lengths):
+    """One class an image, as `_drawn_by` takes it."""
+    return np.eye(lengths.shape[1], dtype=bool)[classes]
+
+
 def _drawn_by(model, images, classes):
-    """Reconstruct each image from the capsule of a class, the others masked out."""
+    """Reconstruct each image from the capsules of classes, a boolean array `(n, J)`."""
     digitcaps = keras.Model(model.inputs[0], model.get_layer("digitcaps").output)
     decoder, at_once, parts = model.get_layer("decoder"), images_at_once(model), []
     for begin in range(0, len(images), at_once):  # called: each run would compile anew
         some = slice(begin, begin + at_once)
         capsules = ops.cast(digitcaps(images[some]), "float32")
-        masked = capsules * ops.one_hot(classes[some], capsules.shape[1])[:, :, None]
+        masked = capsules * np.float32(classes[some])[:, :, None]
         drawn = decoder(ops.reshape(masked, (masked.shape[0], -1)))
         parts.append(ops.convert_to_numpy(drawn))
     return np.concatenate(parts)

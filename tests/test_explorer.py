@@ -3,11 +3,11 @@ import threading
 import keras
 import numpy as np
 import pytest
-from helpers import NAMES, small_capsnet
+from helpers import NAMES, SMALL, small_capsnet
 from PIL import Image
 
 import capsulenet
-from capsnet import dimensions
+from capsnet import dimensions, verdict
 from capsnet.data import fit_picture
 from capsnet.explorer import Explorer
 from capsnet.strokes import STROKES
@@ -36,6 +36,27 @@ def test_answers_and_verdicts_are_those_of_predict(explorer, trained):
     np.testing.assert_allclose(lengths, result.lengths, atol=1e-5)
     drawn = np.stack([a.reconstruction for a in answers])
     np.testing.assert_allclose(drawn, result.reconstructions, atol=1e-5)
+
+
+def test_all_long_capsules_are_told_where_several_are(trained):
+    thresholds = verdict.of_several("several")
+    several = Explorer(trained.trio, about(thresholds=thresholds), capsulenet.predict)
+    images = trained.data[1][0]
+    images = np.concatenate([images, np.minimum(images[:-1] + images[1:], 1)])
+    result = capsulenet.predict(trained.trio[1], images, thresholds)
+    told = [several.answer(image, "").told for image in images]
+    assert told == [tuple(result.told(i)) for i in range(len(images))]
+    assert {len(t) for t in told} >= {1, 2}
+
+
+def test_a_network_of_images_that_no_picture_is_is_refused():
+    models = small_capsnet_of(2)
+    with pytest.raises(ValueError, match="2 channels, and pictures have 1 or 3"):
+        Explorer(models, about(), capsulenet.predict)
+
+
+def small_capsnet_of(channels):
+    return capsulenet.CapsNet((12, 12, channels), 3, **SMALL)
 
 
 def test_pictures_are_fitted_as_predict_fits_them(explorer):

@@ -22,7 +22,7 @@ WORDS = {
 
 def answer(verdict="one", lengths=(0.1, 0.9, 0.5), **changes):
     image = images(1)[0]
-    parts = [image, "as it is", 1, np.float32(lengths), image, verdict]
+    parts = [image, "as it is", 1, (1,), np.float32(lengths), image, verdict]
     return Answer(*parts)._replace(**changes)
 
 
@@ -33,8 +33,17 @@ def test_verdicts_are_told_in_plain_words(verdict):
     assert (f'<span class="word">{verdict}</span>' in told) == (verdict is not None)
 
 
+def test_a_network_of_several_classes_tells_and_draws_all_that_are_long():
+    three = answer("unsure", (0.7, 0.9, 0.6), told=(1, 0, 2))
+    said = markup.verdict(three, ["a", "b", "c"])
+    assert "strange" not in said
+    assert "more than two things: <strong>b</strong>, <strong>a</strong> and" in said
+    assert "from the capsules b, a and c" in markup.seen(three, ["a", "b", "c"])
+    assert "from the capsule b alone" in markup.seen(answer(), ["a", "b", "c"])
+
+
 def test_a_network_of_one_class_is_told():
-    lone = answer("two", [0.3], chosen=0)
+    lone = answer("two", [0.3], chosen=0, told=(0,))
     assert "<strong>a</strong>" in markup.verdict(lone, ["a"])
 
 

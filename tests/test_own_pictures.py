@@ -80,6 +80,17 @@ def test_pictures_that_are_no_squares_are_told_by_a_foreign_file(
     assert "18 x 24 or 24 x 18" in said and "--image_size HEIGHTxWIDTH" in said
 
 
+def test_images_of_channels_that_no_picture_has_are_refused(tmp_path, call, capsys):
+    model = capsulenet.CapsNet((17, 17, 2), 2, 1, filters=4, n_channels=2)[0]
+    capsulenet.save_weights(model, str(tmp_path / "two.h5"))
+    Image.new("L", (17, 17)).save(tmp_path / "a.png")
+    with pytest.raises(SystemExit) as caught:
+        call("--predict", "a.png", "-w", "two.h5")
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert "the network takes images of 2 channels, and pictures have 1 or 3" in said
+
+
 def test_pictures_of_which_none_is_readable_are_bad_input(
     tmp_path, call, two_classes, capsys
 ):

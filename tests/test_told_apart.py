@@ -115,17 +115,44 @@ def test_training_testing_and_resuming_on_pairs(tmp_path, capsys, figures):
     assert titles[-1] in told_apart.BANDS.values()
 
 
-def test_verdicts_of_such_a_network_count_the_long_capsules(models):
-    _, evaluate, _ = models
-    digitcaps = evaluate.get_layer("digitcaps")
+@pytest.fixture
+def some_long(models):
+    """The evaluation model where capsules are long, and images with 0 to 3 such."""
+    digitcaps = models[1].get_layer("digitcaps")
     before = digitcaps.get_weights()
-    digitcaps.set_weights([300 * w for w in before])  # so that some are long
-    x = strokes(12)[0] + np.random.default_rng(0).random((12, 18, 18, 1)) / 2
-    result = capsulenet.predict(evaluate, x, of_several("two"))
+    digitcaps.set_weights([150 * w for w in before])
+    yield (
+        models[1],
+        strokes(12)[0] + np.random.default_rng(0).random((12, 18, 18, 1)) / 2,
+    )
     digitcaps.set_weights(before)
+
+
+def test_verdicts_of_such_a_network_count_the_long_capsules(some_long):
+    result = capsulenet.predict(*some_long, of_several("two"))
     counts = (result.lengths >= 0.5).sum(1)
     expected = [("none", "one", "two", "unsure")[count] for count in counts]
     assert result.verdicts.tolist() == expected and result.strangeness is None
+    assert set(expected) == {"none", "one", "two", "unsure"}
+
+
+@pytest.mark.parametrize("shown", ["two", "several"])
+def test_what_is_told_of_a_picture_is_what_is_drawn_of_it(some_long, shown):
+    result = capsulenet.predict(*some_long, of_several(shown))
+    reader = told_apart.Reader(some_long[0])
+    capsules, lengths = reader.read(some_long[1])
+    long = lengths >= 0.5
+    for i in range(12):
+        told = result.told(i)
+        assert list(told) == list(np.argsort(-lengths[i])[: max(1, long[i].sum())])
+        of = np.zeros((len(told), 3), "float32")
+        of[range(len(told)), told] = 1
+        if shown == "several":
+            expected = reader.draw(capsules[[i]], of.sum(0)[None])[0]
+        else:
+            alone = reader.draw(np.repeat(capsules[[i]], len(told), 0), of)
+            expected = np.minimum(alone.sum(0), 1)
+        np.testing.assert_allclose(result.reconstructions[i], expected, atol=1e-5)
 
 
 def test_pictures_of_any_number_of_classes(tmp_path, capsys):
@@ -145,6 +172,19 @@ def test_pictures_of_any_number_of_classes(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "of 20 pictures: the capsules of at least 0.5 are not those" in said
     assert (tmp_path / "real_and_recon.png").exists()
+
+
+def test_test_pictures_that_show_nothing_are_no_error(tmp_path, call, small_network):
+    x, y = np.zeros((30, 18, 18, 1)), np.ones((30, 3))
+    arrays = {"x_train": x, "y_train": y, "x_test": x[:4], "y_test": 0 * y[:4]}
+    np.savez(tmp_path / "nothing.npz", **arrays)
+    path = str(tmp_path / "w.h5")
+    capsulenet.save_weights(small_network((18, 18, 1), 3, 3)[0], path)
+    flags = ["-t", "-w", path, "--dataset", "nothing.npz", "--save_dir", "out"]
+    said = call(*flags).out
+    assert "nan" not in said and "no test picture shows a class" in said
+    with pytest.raises(SystemExit):
+        call(*flags, "--digit", "1")
 
 
 @pytest.mark.parametrize("several", ["train", "test"])

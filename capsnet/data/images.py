@@ -61,6 +61,18 @@ def read_picture(path, name=None):
         raise ValueError(f"{name or path}: not a readable picture ({why})") from error
 
 
+def check_channels(shape):
+    """Raise a `ValueError` where no picture can become an image of a network.
+
+    Args:
+        shape: `(height, width, channels)` of its images.
+    """
+    if shape[2] not in (1, 3):
+        raise ValueError(
+            f"the network takes images of {shape[2]} channels, and pictures have 1 or 3"
+        )
+
+
 def fit_picture(picture, shape, like_mnist=False, invert=True):
     """Fit a picture to the images that a model was trained on.
 

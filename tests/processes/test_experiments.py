@@ -26,8 +26,8 @@ def test_pairs_from_training_to_prediction(tmp_path, digits, call):
     Image.fromarray(np.uint8(255 * one[..., 0])).save(tmp_path / "pair.png")
     said = call("--predict", tmp_path / "pair.png", "--json", *weights)
     told = json.loads(said.out.splitlines()[-1])
-    assert told["verdict"] in ("one", "none", "two", "unsure")
-    assert (" + " in told["class"]) == (told["verdict"] == "two")
+    counts = {"none": [1], "one": [1], "two": [2], "unsure": [3]}  # of three classes
+    assert told["class"].count(" + ") + 1 in counts[told["verdict"]]
     assert told["strangeness"] is None
 
 
