@@ -7,7 +7,7 @@ import operator
 from capsnet import rules, verdict
 from capsnet.data.arrays import is_class_name
 from capsnet.errors import first_line
-from capsnet.options import CONV_FORMS, MODELS
+from capsnet.options import CONV_FORMS, MODELS, MOST_ROUTINGS
 from capsnet.squashes import SQUASHES
 
 KERNEL_SIZE = 9
@@ -15,9 +15,6 @@ KERNEL_SIZE = 9
 
 STRIDES = 2
 """Stride of the second convolution."""
-
-MOST_ROUTINGS = 100
-"""Routing iterations that a file of weights may ask for."""
 
 
 def primary_positions(height, width, kernel_size=KERNEL_SIZE, strides=STRIDES):

@@ -12,6 +12,9 @@ from capsnet.option import Option, digit, image_size
 NAMED_SETS = ("mnist", "fashion_mnist", "cifar10", "multimnist", "affnist")
 """Data sets that are known by name."""
 
+MOST_ROUTINGS = 100
+"""Routing iterations, also of a network that a file tells."""
+
 MODELS = ("capsnet", "photo", "efficient", "shared")
 ROUTINGS = ("dynamic", "attention", "max_min", "none", "inverted")
 CONV_FORMS = ("auto", "direct", "spectral", "patches")
@@ -185,7 +188,7 @@ OPTIONS = (
         "routing iterations; where not given, those of the routing: 2 of inverted, 1 of "
         "attention and none",
         NETWORK,
-        rule=_AT_LEAST_1,
+        rule=(lambda n: 1 <= n <= MOST_ROUTINGS, f"1 to {MOST_ROUTINGS}"),
         short="r",
     ),
     Option("use_bias", False, "add a learned bias in each routing iteration", NETWORK),

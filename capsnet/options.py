@@ -13,6 +13,7 @@ from capsnet.flags import (
     CONV_FORMS,
     DATA,
     MODELS,
+    MOST_ROUTINGS,
     NAMED_SETS,
     NETWORK,
     OPTIONS,

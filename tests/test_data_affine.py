@@ -113,18 +113,19 @@ def test_affnist_is_trained_on_upright_digits_and_validated_on_others_of_them(
 def mat(path, images, labels, **more):
     """A file in the format of affNIST's."""
     flat = np.round(images.reshape(len(images), -1).T * 255).astype("uint8")
-    struct = {"image": flat, "label_int": labels[None].astype("uint8"), **more}
+    struct = {"image": flat, "label_int": labels[None], **more}
     scipy.io.savemat(path, {"affNISTdata": struct})
     return str(path)
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "float64"])  # MATLAB's own is the second
 @pytest.mark.parametrize("columns_first", [False, True])
-def test_the_original_files_are_read_upright(tmp_path, digits, columns_first):
+def test_the_original_files_are_read_upright(tmp_path, digits, columns_first, dtype):
     x, y = digits
     typical = np.stack([x[of > 0].mean(0)[..., 0] for of in y.T])
     test = affine.bent(x, y)
     stored = test.x[..., 0].transpose(0, 2, 1) if columns_first else test.x[..., 0]
-    path = mat(tmp_path / "test.mat", stored, y.argmax(1))
+    path = mat(tmp_path / "test.mat", stored, y.argmax(1).astype(dtype))
     read = affine.load_mat(path, typical)
     np.testing.assert_allclose(read.x, test.x, atol=0.5 / 255)
     np.testing.assert_array_equal(read.y, y)
@@ -141,7 +142,9 @@ def test_files_that_are_none_are_refused_in_one_line(tmp_path, monkeypatch):
     scipy.io.savemat(other, {"faces": np.zeros(3)})
     wrong = mat(tmp_path / "d.mat", np.zeros((3, 40, 40)), np.arange(2))
     label = mat(tmp_path / "e.mat", np.zeros((2, 40, 40)), np.array([3, 12]))
-    for path in (text, newer, other, wrong, label):
+    below = mat(tmp_path / "f.mat", np.zeros((2, 40, 40)), np.array([3, -1]))
+    parts = mat(tmp_path / "g.mat", np.zeros((2, 40, 40)), np.array([3, 1.5]))
+    for path in (text, newer, other, wrong, label, below, parts):
         with pytest.raises(ValueError, match=r"--affnist .*\.mat: not a file") as error:
             affine.load_mat(str(path), typical)
         assert "\n" not in str(error.value)

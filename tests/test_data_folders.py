@@ -138,6 +138,14 @@ def test_a_broken_picture_costs_a_line_and_not_the_run(tmp_path, capsys):
     assert "readable" not in capsys.readouterr().out
 
 
+def test_a_link_to_nothing_costs_a_line_and_not_the_run(tmp_path, capsys):
+    path = save_pictures(tmp_path / "a")
+    (tmp_path / "a" / "bee" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    data = datasets.load(path)
+    assert len(data.train[0]) + len(data.test[0]) == 10
+    assert f"Left out: {tmp_path}/a/bee/gone.png: " in capsys.readouterr().out
+
+
 def test_the_second_start_reads_no_picture_until_one_changes(tmp_path, monkeypatch):
     path = save_pictures(tmp_path / "a")
     count = []

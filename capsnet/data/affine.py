@@ -161,7 +161,10 @@ def load_mat(path, typical):
             raise ValueError(
                 f"image {images.dtype} {images.shape}, {len(labels)} labels"
             )
-        y = np.eye(10, dtype="float32")[labels.astype(int)]
+        given, labels = labels, labels.astype(int)  # MATLAB's own numbers are doubles
+        if labels.min() < 0 or np.any(labels != given):
+            raise ValueError(f"label_int from {given.min()} to {given.max()}")
+        y = np.eye(10, dtype="float32")[labels]
     except Exception as error:  # whatever another file makes the reader raise
         reason = str(error).splitlines()[0] if str(error) else repr(error)
         raise ValueError(

@@ -116,10 +116,19 @@ def _pictures(path):
     if not os.path.isdir(path):
         return []
     return sorted(
-        (entry.path, entry.stat().st_size, entry.stat().st_mtime_ns)
+        (entry.path, *_version(entry))
         for entry in os.scandir(path)
         if entry.name.lower().endswith(PICTURES) and not entry.name.startswith(".")
     )
+
+
+def _version(entry):
+    """Size and time of a file, zeros of one that is gone, which reading it will say."""
+    try:
+        about = entry.stat()
+    except OSError:
+        return 0, 0
+    return about.st_size, about.st_mtime_ns
 
 
 def _draw_test(labels, share, seed):
