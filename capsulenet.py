@@ -441,7 +441,6 @@ def run(args, parser=None):
 def main(argv=None):
     """Run the command line with the arguments `argv`, by default the program's own."""
     args = build_parser().parse_args(argv)
-    command_line.escape_what_the_terminal_lacks()
     set_allocator()
     run(args)
 

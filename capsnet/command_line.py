@@ -227,8 +227,11 @@ def one_line_errors():
     """End the program in a few words where an error is no defect.
 
     The exit code is 2 for bad input, 1 for a sick training, and 130 or 143 for Ctrl-C or
-    SIGTERM.
+    SIGTERM. The standard output takes any text from here on: names may have what its
+    encoding lacks.
     """
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as `begin` left it
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -263,12 +266,6 @@ def _fail(reason, code):
     name = os.path.basename(sys.argv[0])
     print(f"{name}: error: {printable(reason)}", file=sys.stderr)
     raise SystemExit(code)
-
-
-def escape_what_the_terminal_lacks():
-    """Have the standard output take any text: names may have what its encoding lacks."""
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 if __name__ == "__main__":

@@ -188,7 +188,10 @@ OPTIONS = (
         "routing iterations; where not given, those of the routing: 2 of inverted, 1 of "
         "attention and none",
         NETWORK,
-        rule=(lambda n: 1 <= n <= MOST_ROUTINGS, f"1 to {MOST_ROUTINGS}"),
+        rule=(
+            lambda n: 1 <= n <= MOST_ROUTINGS,
+            f"at least 1 and at most {MOST_ROUTINGS}",
+        ),
         short="r",
     ),
     Option("use_bias", False, "add a learned bias in each routing iteration", NETWORK),

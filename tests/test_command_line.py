@@ -1,5 +1,8 @@
+import io
 import os
 import shutil
+import sys
+from argparse import Namespace
 
 import keras
 import pytest
@@ -7,6 +10,7 @@ from helpers import HOSTILE, ROOT, small_train
 
 import capsulenet
 import main
+import reproduce
 from capsnet import data as datasets
 from capsnet.data import sets
 
@@ -161,3 +165,29 @@ def test_hostile_names_in_errors_are_shown_and_not_obeyed(
         assert said.count("error: ") == 1
         assert all(line.isprintable() for line in said.split("\n"))
         assert r"\x1b[2J\x1b[Hbee" in said
+
+
+@pytest.mark.parametrize(
+    "module, inner, command",
+    [
+        (capsulenet.start, "prepare", lambda: capsulenet.main(["-t"])),
+        (capsulenet.start, "prepare", lambda: capsulenet.run(Namespace())),  # multi-gpu
+        (main, "prepare", lambda: main.main([])),
+        (reproduce, "run_all", lambda: reproduce.main([])),
+    ],
+)
+def test_every_command_spells_out_what_the_terminal_lacks(
+    monkeypatch, module, inner, command
+):
+    terminal = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+
+    def say(*args, **kwargs):
+        print("K\xe4se \u2013 \N{SNOWMAN}")
+        raise ValueError("enough")
+
+    monkeypatch.setattr(module, inner, say)
+    with pytest.raises(SystemExit):
+        command()
+    terminal.flush()
+    assert terminal.buffer.getvalue() == b"K\\xe4se \\u2013 \\u2603\n"

@@ -89,7 +89,7 @@ def test_the_documentation_has_the_table():
         ("shear", 1.0, "--shear 1.0: must be at least 0 and below 1"),
         ("elastic", -0.1, "--elastic -0.1: must be at least 0 and below 1"),
         ("lam_recon", -1, "--lam_recon -1"),
-        ("routings", 101, "--routings 101: must be 1 to 100"),
+        ("routings", 101, "--routings 101: must be at least 1 and at most 100"),
         ("schedule", "linear", "--schedule linear: must be one of exponential, cosine"),
         ("optimizer", "sgd", "--optimizer sgd: must be one of adam, lamb"),
     ],
