@@ -340,7 +340,8 @@ def build(variant, options, data):
 def run(args, variant, seed, data):
     """Train one network, or go on with it, and test it where it is finished.
 
-    What is logged as validation on the way is of training images, unshifted.
+    What is logged as validation on the way is of training images, unshifted; with
+    `--held_out` of those that are held out.
 
     Returns:
         The row for the table, a dict; None if the run was paused.
@@ -359,7 +360,7 @@ def run(args, variant, seed, data):
         weights.load_weights(train_model, options.weights)
     about = {"device": device(), "versions": versions()}
     seen = tuple(array[:HELD_OUT] for array in data.train)
-    validation = data.held_out or seen
+    validation = data.held_out or (data.test if args.held_out else seen)
     capsulenet.train(train_model, (data.train, validation), options, signals=True)
     if not os.path.exists(fit.trained(options)):
         return None

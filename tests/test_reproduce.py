@@ -170,7 +170,7 @@ def stub_training(monkeypatch):
     seen = []
 
     def train(model, data, options, signals):
-        seen.append(options)
+        seen.append((options, data))
         os.makedirs(options.save_dir, exist_ok=True)
         for name in ("log.csv", "trained_model.h5"):
             with open(os.path.join(options.save_dir, name), "w") as file:
@@ -188,6 +188,19 @@ def test_all_pictures_of_pairs_are_tested(tmp_path, squares, stub_training):
     assert row["error"] == f"{2 * row['wrong']:.3f}"
 
 
+@pytest.mark.parametrize("held_out", [False, True])
+def test_a_run_is_validated_on_no_test_images_but_on_those_held_out(
+    tmp_path, squares, stub_training, held_out
+):
+    flags = ["--dataset", squares, "--runs", str(tmp_path)]
+    args = reproduce.parse(flags + ["--held_out"] * held_out)
+    data = reproduce.load(args)
+    reproduce.run(args, "v1", 0, data)
+    ((_, (_, (x, _))),) = stub_training
+    expected = data.test[0] if held_out else data.train[0]
+    np.testing.assert_array_equal(x, expected)
+
+
 def test_a_flag_that_is_given_is_kept_where_another_value_would_suit(
     tmp_path, stub_training
 ):
@@ -198,7 +211,7 @@ def test_a_flag_that_is_given_is_kept_where_another_value_would_suit(
         args = reproduce.parse([*flags, *more])
         reproduce.run(args, "efficient", 0, reproduce.load(args))
         keys.append(reproduce.key(args, "efficient", 0))
-    assert [options.shift_fraction for options in stub_training] == [0.15, 0.1]
+    assert [options.shift_fraction for options, _ in stub_training] == [0.15, 0.1]
     assert keys[0] != keys[1]
 
 
