@@ -12,18 +12,16 @@ from capsnet.option import Option, digit, image_size
 NAMED_SETS = ("mnist", "fashion_mnist", "cifar10", "multimnist", "affnist")
 """Data sets that are known by name."""
 
-MOST_ROUTINGS = 100
-"""Routing iterations, also of a network that a file tells."""
-
 MODELS = ("capsnet", "photo", "efficient", "shared")
+MOST_ROUTINGS = 100
 ROUTINGS = ("dynamic", "attention", "max_min", "none", "inverted")
 CONV_FORMS = ("auto", "direct", "spectral", "patches")
-"""Networks, see `capsulenet.NETWORKS`; routings, see `capsnet.rules`; and forms of a
-convolution, see `capsnet.spectral`."""
-
+"""Networks, see `capsulenet.NETWORKS`; the most iterations of routings, and those, see
+`capsnet.rules`; and forms of a convolution, see `capsnet.spectral`."""
 
 _AT_LEAST_0 = (lambda value: 0 <= value < math.inf, "at least 0")
 _AT_LEAST_1 = (lambda value: value >= 1, "at least 1")
+_ROUTINGS = (lambda n: 1 <= n <= MOST_ROUTINGS, f"at least 1, at most {MOST_ROUTINGS}")
 _FRACTION = (lambda value: 0 <= value < 1, "at least 0 and below 1")
 DATA, TRAINING = "data", "training"
 TESTING, PICTURES = "testing", "own pictures"
@@ -188,10 +186,7 @@ OPTIONS = (
         "routing iterations; where not given, those of the routing: 2 of inverted, 1 of "
         "attention and none",
         NETWORK,
-        rule=(
-            lambda n: 1 <= n <= MOST_ROUTINGS,
-            f"at least 1 and at most {MOST_ROUTINGS}",
-        ),
+        rule=_ROUTINGS,
         short="r",
     ),
     Option("use_bias", False, "add a learned bias in each routing iteration", NETWORK),
@@ -269,8 +264,7 @@ OPTIONS = (
     Option(
         "shear",
         0.0,
-        "they lean to either side, each row by up to this fraction of its distance from "
-        "the middle",
+        "they lean, each row by up to this fraction of its distance from the middle",
         NETWORK,
         rule=_FRACTION,
     ),
@@ -279,6 +273,13 @@ OPTIONS = (
         0.0,
         "their pixels move along a smooth random field of this standard deviation, a "
         "fraction of their side",
+        NETWORK,
+        rule=_FRACTION,
+    ),
+    Option(
+        "erase",
+        0.0,
+        "a square of this fraction of their side is blanked, at a random place",
         NETWORK,
         rule=_FRACTION,
     ),

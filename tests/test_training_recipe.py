@@ -142,5 +142,6 @@ def test_what_only_train_is_called_with_counts_as_given():
 def test_images_that_are_composed_are_not_changed_beside_that(network, dataset):
     args, plain = typed("--dataset", dataset, "--model", network), typed()
     recipe.fit_to_data(args, labels(300, 300), (36, 36, 1))
-    for change in ("rotation", "zoom", "shear", "elastic", "brightness", "tint"):
+    bends = ("rotation", "zoom", "shear", "elastic")
+    for change in (*bends, "erase", "brightness", "tint"):
         assert getattr(args, change) == getattr(plain, change), change

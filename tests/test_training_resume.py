@@ -14,13 +14,15 @@ from helpers import (
 
 from capsulenet import load_weights, train
 
+CHANGES = ("zoom", "shear", "elastic", "erase")
+
 
 @pytest.mark.parametrize(
     "build, changes",
     [
         (
             lambda: small_capsnet()[0],
-            {"threads": 4, "rotation": 10.0, "zoom": 0.1, "shear": 0.1, "elastic": 0.1},
+            {"threads": 4, "rotation": 10.0, **dict.fromkeys(CHANGES, 0.1)},
         ),
         (classifier, {"schedule": "cosine", "ema": 0.9}),
         (classifier, {"optimizer": "lamb"}),

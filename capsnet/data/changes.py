@@ -3,6 +3,8 @@
 References:
     Simard, Steinkraus, Platt. Best Practices for Convolutional Neural Networks Applied to
         Visual Document Analysis. ICDAR 2003: elastic deformations.
+    DeVries, Taylor. Improved Regularization of Convolutional Neural Networks with Cutout.
+        2017. https://arxiv.org/abs/1708.04552: squares that are blanked.
 """
 
 import numpy as np
@@ -30,6 +32,8 @@ class Augmentation:
             the other side. Defaults to 0.
         elastic: float in [0, 1). Their pixels move along a smooth random field of this
             standard deviation, as a fraction of the side. Defaults to 0.
+        erase: float in [0, 1). A square of this fraction of the shorter side, one pixel
+            at least, is set to 0, anywhere in the image, last of all. Defaults to 0.
         flip: bool. Whether every other image is mirrored, left to right, first of all.
             Defaults to False.
         brightness: float in [0, 1). Images are multiplied by 1 plus or minus at most
@@ -49,6 +53,7 @@ class Augmentation:
         zoom=0.0,
         shear=0.0,
         elastic=0.0,
+        erase=0.0,
         flip=False,
         brightness=0.0,
         tint=0.0,
@@ -64,6 +69,7 @@ class Augmentation:
             self.reach = [int(reach + 1e-6) for reach in self.reach]
         self.rotation, self.zoom, self.shear = rotation, zoom, shear
         self.elastic = elastic
+        self.blank = max(1, round(erase * min(self.sides))) if erase else 0
         self.bends = bool(rotation or zoom or shear or elastic)
         self.flip, self.brightness, self.tint = flip, brightness, tint
 
@@ -91,6 +97,9 @@ class Augmentation:
             shears = rng.uniform(-self.shear, self.shear, n)
             self.move = transform_images
             self.moves = inverse_transforms(self.moves, angles, scales, shears)
+        if self.blank:
+            places = [rng.integers(0, s - self.blank + 1, (n, 1)) for s in self.sides]
+            self.blanked = np.stack(places).astype("int32")
 
     def apply(self, images, span, xp=np):
         """Change those images of which the draws are `span`, a slice; see `shift_images`."""
@@ -103,6 +112,13 @@ class Augmentation:
         if self.brightness or self.tint:
             factors, added = xp.array(self.factors[span]), xp.array(self.added[span])
             images = xp.clip(images * factors + added, 0, 1)
+        if self.blank:
+            inside = [
+                (first <= xp.arange(side)) & (xp.arange(side) < first + self.blank)
+                for first, side in zip(xp.array(self.blanked[:, span]), self.sides)
+            ]
+            square = inside[0][:, :, None] & inside[1][:, None]
+            images = xp.where(square[..., None], xp.zeros_like(images), images)
         return images
 
 

@@ -194,6 +194,7 @@ def _batches(model, data, args):
         zoom=args.zoom,
         shear=args.shear,
         elastic=args.elastic,
+        erase=args.erase,
         flip=args.flip,
         brightness=args.brightness,
         tint=args.tint,
