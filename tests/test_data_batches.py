@@ -245,6 +245,9 @@ def test_each_change_is_made_alone_too(change):
     moved = TrainingBatches(x, y, 10, **change)
     assert (moved.order == still.order).all()
     assert abs(moved[0][0][0] - x[moved.order]).max() > 0.1
+    halves = TrainingBatches(x, y, 5, **change)
+    both = [halves[index][0][0] for index in (0, 1)]  # each has draws of its own
+    np.testing.assert_array_equal(np.concatenate(both), moved[0][0][0])
 
 
 @pytest.mark.parametrize("n, batch_size", [(10, 4), (12, 4), (3, 8)])
