@@ -46,6 +46,7 @@ import keras
 
 import capsulenet
 from capsnet.errors import HostLost
+from capsnet.options import are_held_out
 from capsnet.training import devices
 
 
@@ -130,7 +131,8 @@ def main(argv=None):
                 os._exit(stop.code)  # not waiting, so that the others hear of it
             raise
     devices.leave_hosts()
-    if host == 0 and not args.pause_after:
+    tested = args.gpus * hosts == 1 and are_held_out(args)  # as one device does
+    if host == 0 and not args.pause_after and not tested:
         args.testing, args.resume = True, False
         args.weights = os.path.join(args.save_dir, "trained_model.h5")
         capsulenet.run(args)

@@ -6,6 +6,7 @@ python demo.py -w out/trained_model.h5 --port 8000 --no_browser
 """
 
 import os
+import socket
 import tempfile
 import threading
 
@@ -34,10 +35,14 @@ def check(args):
 
     Raises:
         OSError: if the weights are not there.
-        ValueError: if the port can't be.
+        ValueError: if the port or the host can't be.
     """
     if args.port and not 1024 <= args.port <= 65535:
         raise ValueError(f"--port {args.port}: must be from 1024 to 65535, or 0")
+    try:
+        socket.create_server((args.host, 0)).close()
+    except OSError as error:
+        raise ValueError(f"--host {args.host}: no address of this machine") from error
     os.stat(args.weights)
 
 
@@ -69,8 +74,9 @@ def explore(weights):
     """
     models, about = capsulenet.load_model(weights)
     shape = tuple(models[1].inputs[0].shape[1:])
+    names = list(about["class_names"])
     digits = (
-        about["like_mnist"] and shape == (28, 28, 1) and len(about["class_names"]) == 10
+        about["like_mnist"] and shape == (28, 28, 1) and names == list("0123456789")
     )
     _, test = load_mnist() if digits else (None, None)
     explorer = Explorer(models, about, capsulenet.predict, test)

@@ -61,3 +61,16 @@ def test_the_flags_are_those_of_capsnet_keras(script):
         defaults.items()
     )
     assert set(vars(script.capsulenet.build_parser().parse_args([]))) < set(defaults)
+
+
+@pytest.mark.skipif(keras.backend.backend() == "torch", reason="it is refused there")
+def test_one_device_reads_the_test_images_once(
+    script, digits, small_network, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        script.devices, "use_cpu", lambda number: None
+    )  # there are some
+    flags = ["--gpus=1", "--device=cpu", "--dataset", digits, "--until=0.01"]
+    script.main([*flags, "--epochs=1", "--batch_size=30", "--save_dir=out"])
+    assert capsys.readouterr().out.count("Test acc") == 1

@@ -8,6 +8,7 @@ from helpers import NAMES, sent, small_capsnet
 from PIL import Image
 
 import capsulenet
+import demo
 from capsnet import page
 from capsnet.explorer import Explorer
 
@@ -158,3 +159,26 @@ def test_a_network_without_a_decoder_says_why_there_are_no_sliders():
     *told, visit = shown.drawn(sent(pole()))
     assert told[2].count("<img") == 1
     assert shown.watched(visit).count("After iteration") == 2
+
+
+@pytest.mark.parametrize("names", ["0123456789", "ABCDEFGHIJ"])
+def test_digits_are_examples_for_a_network_of_digits_alone(tmp_path, names):
+    model = capsulenet.CapsNet((28, 28, 1), 10, 1, filters=4, n_channels=1)[0]
+    about = {"architecture": capsulenet.architecture(model), "like_mnist": True}
+    about["class_names"] = list(names)
+    capsulenet.save_weights(model, str(tmp_path / "w.h5"), about)
+    explorer, examples, _ = demo.explore(str(tmp_path / "w.h5"))
+    of_digits = names == "0123456789"
+    assert bool(examples) == of_digits == (explorer.test is not None)
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "nowhere.invalid"])
+def test_an_address_of_another_machine_is_refused_before_anything_is_read(host):
+    args = demo.build_parser().parse_args(["--host", host])
+    with pytest.raises(ValueError, match=f"--host {host}: no address of this"):
+        demo.check(args)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "localhost"])
+def test_addresses_of_this_machine_are_taken(host):
+    demo.check(demo.build_parser().parse_args(["--host", host]))
