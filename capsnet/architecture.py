@@ -211,6 +211,15 @@ def of_weights(weights, said, input_shape=None):
     return built
 
 
+def by_layers(weights):
+    """Tell another network than the paper's by the names of its layers, a dict."""
+    layers = {name.partition("/")[0] for name in weights}
+    for layer, model in (("stem", "photo"), ("primarycap_depthwise", "efficient")):
+        if layer in layers:
+            return {"model": model}
+    return {}
+
+
 def _other_of_weights(weights, said, input_shape=None):
     """As `of_weights`, of another network; loading checks the shapes of the rest."""
     model = said["model"]

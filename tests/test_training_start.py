@@ -89,6 +89,25 @@ def test_weights_are_read_where_there_is_nothing_to_resume(tmp_path, squares):
     assert resumed is None and "conv1" in stored[1]
 
 
+@pytest.mark.parametrize("network", ["capsnet", "efficient", "photo"])
+def test_weights_that_keras_wrote_tell_their_network_by_their_layers(
+    tmp_path, squares, network
+):
+    model = capsulenet.NETWORKS[network]((17, 17, 1), 2, 1)[0]
+    path = str(tmp_path / "best.weights.h5")
+    model.save_weights(path)
+    given = options(tmp_path, dataset=squares, testing=True, weights=path)
+    args = options_of.complete(given)
+    start.prepare(args)
+    assert args.model == network
+    other = "capsnet" if network == "photo" else "photo"
+    args = options_of.complete(given)
+    args.model = other
+    if network != "capsnet":
+        with pytest.raises(ValueError, match=f"weights of the network '{network}'"):
+            start.prepare(args)
+
+
 def test_the_precision_of_one_run_is_not_that_of_the_next(tmp_path, squares):
     before = keras.config.dtype_policy()
     try:

@@ -6,7 +6,7 @@ import keras
 
 from capsnet import data as datasets
 from capsnet import options, weights
-from capsnet.architecture import check_asked, of_file
+from capsnet.architecture import by_layers, check_asked, of_file
 from capsnet.training import devices, recipe, resume
 
 
@@ -65,8 +65,9 @@ def policy_kept():
 def _told(args, stored, checkpoint=None):
     """What weights or a checkpoint tell of their network, and which file that is."""
     if stored is not None:
-        said = stored[0].get("architecture")
-        return said if isinstance(said, dict) else {}, args.weights
+        said, arrays = stored
+        told = said.get("architecture", by_layers(arrays))
+        return told if isinstance(told, dict) else {}, args.weights
     if checkpoint is None:
         return None, None
     there = checkpoint["options"]
