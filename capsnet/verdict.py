@@ -296,7 +296,8 @@ def _drawn_by(model, images, classes):
     for begin in range(0, len(images), at_once):  # called: each run would compile anew
         some = slice(begin, begin + at_once)
         capsules = ops.cast(digitcaps(images[some]), "float32")
-        masked = capsules * np.float32(classes[some])[:, :, None]
+        mask = ops.convert_to_tensor(classes[some], "float32")
+        masked = capsules * mask[:, :, None]
         drawn = decoder(ops.reshape(masked, (masked.shape[0], -1)))
         parts.append(ops.convert_to_numpy(drawn))
     return np.concatenate(parts)

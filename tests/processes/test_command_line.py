@@ -73,7 +73,9 @@ def test_testing_without_weights_says_so_and_goes_on(
 def test_an_error_is_one_line_and_no_traceback(tmp_path):
     done = run("--routings", 0, cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].endswith("--routings 0: must be at least 1")
+    assert done.stderr.splitlines()[-1].endswith(
+        "--routings 0: must be at least 1, at most 100"
+    )
     assert "Traceback" not in done.stderr
     assert os.listdir(tmp_path) == []
 
