@@ -193,7 +193,9 @@ def test_a_network_without_decoder_gives_lengths_alone(tmp_path):
     assert not (tmp_path / "real_and_recon.png").exists()
     (loaded, _, _), about = capsulenet.load_model(str(tmp_path / "trained_model.h5"))
     assert_same_weights(loaded, model)
-    assert about["class_names"] == ["0", "1", "2"]  # none were given
+    assert about["class_names"] == ["0", "1", "2"]
+    said, _ = capsulenet.weights.read(str(tmp_path / "trained_model.h5"))
+    assert said["class_names"] is None  # none were given
     assert about["thresholds"] is None  # of 50 images
 
 

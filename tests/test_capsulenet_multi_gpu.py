@@ -1,3 +1,4 @@
+import contextlib
 import importlib.util
 import os
 
@@ -63,14 +64,16 @@ def test_the_flags_are_those_of_capsnet_keras(script):
     assert set(vars(script.capsulenet.build_parser().parse_args([]))) < set(defaults)
 
 
-@pytest.mark.skipif(keras.backend.backend() == "torch", reason="it is refused there")
-def test_one_device_reads_the_test_images_once(
-    script, digits, small_network, tmp_path, monkeypatch, capsys
+@pytest.mark.parametrize(
+    "flags, runs", [([], 2), (["--until=0.9"], 1), (["--dataset=affnist"], 1)]
+)
+def test_what_a_run_has_tested_itself_is_not_tested_again(
+    script, flags, runs, monkeypatch
 ):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        script.devices, "use_cpu", lambda number: None
-    )  # there are some
-    flags = ["--gpus=1", "--device=cpu", "--dataset", digits, "--until=0.01"]
-    script.main([*flags, "--epochs=1", "--batch_size=30", "--save_dir=out"])
-    assert capsys.readouterr().out.count("Test acc") == 1
+    seen = []
+    monkeypatch.setattr(script, "start", lambda args: None)  # on one device
+    nothing = lambda *args: contextlib.nullcontext()
+    monkeypatch.setattr(script.devices, "data_parallel", nothing)
+    monkeypatch.setattr(script.capsulenet, "run", lambda *args: seen.append(args))
+    script.main(["--gpus=1", *flags])
+    assert len(seen) == runs
