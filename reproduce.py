@@ -330,8 +330,8 @@ def build(variant, options, data):
     if variant == "baseline":
         of = {"multimnist": pairs_cnn, "affnist": affine_cnn}
         cnn = pairs_cnn if options.pairs else of.get(options.dataset, baseline_cnn)
-        several_classes = are_paired(options) or datasets.shows_several(y)
-        last = "sigmoid" if several_classes else "softmax"
+        kind = datasets.shown(y, are_paired=are_paired(options))
+        last = "softmax" if kind == "one" else "sigmoid"
         model = cnn(x.shape[1:], y.shape[1], options.conv, last)
         return model, model
     return capsulenet.build(options, x.shape[1:], y.shape[1:])[:2]

@@ -30,10 +30,8 @@ def check_can_be_paired(x, y):
     """Raise a `ValueError` where images can't be overlapped with those of other classes."""
     why = None
     if x.shape[-1] > 1:
-        why = (
-            "they are coloured, and overlapped colours make others (--color gray reads "
-        )
-        why += "a folder's pictures as grey)"
+        why = "they are coloured, and overlapped colours make others"
+        why += " (--color gray reads a folder's pictures as grey)"
     elif shows_several(y):
         why = "some show several classes already"
     elif np.count_nonzero(np.sum(y, axis=0)) < 2:
