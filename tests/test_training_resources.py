@@ -5,7 +5,7 @@ import weakref
 import keras
 import numpy as np
 import pytest
-from helpers import small_capsnet, small_data, small_train
+from helpers import options, small_capsnet, small_data, small_train
 
 import capsulenet
 from capsnet import command_line, machine
@@ -105,3 +105,17 @@ def test_no_pipeline_of_a_training_tunes_itself(tmp_path, monkeypatch):
     small_train(tmp_path, epochs=2)
     assert len(tuned) >= 4  # of two epochs and their validations
     assert set(tuned) == {False}  # None: as TensorFlow likes
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="the others trace otherwise"
+)
+@pytest.mark.parametrize("decoder", [True, False])
+def test_a_training_step_is_traced_once(tmp_path, monkeypatch, decoder):
+    traced, step = [], keras.Model.train_step
+    monkeypatch.setattr(
+        keras.Model, "train_step", lambda *args: traced.append(args) or step(*args)
+    )
+    model, data = small_capsnet(decoder=decoder)[0], small_data(30)
+    capsulenet.train(model, data, options(tmp_path, epochs=2, ema=0.9))
+    assert len(traced) == 1

@@ -125,6 +125,7 @@ def _fit(model, data, args, compile_model, watching):
     args.shown = datasets.shown(*labels, are_paired=paired)
     compile_model(model, args, len(batches))
     resources.check_step(model, batches.batch_size)
+    resources.make_variables(model)
     print(resources.describe(model, batches.batch_size))
     begin, end = 0, args.epochs
     if checkpoint is not None:

@@ -147,6 +147,22 @@ def steps_per_execution(steps):
     return max(1, steps // 20)
 
 
+def make_variables(model):
+    """Make what a compiled model keeps besides its weights: moments, running means.
+
+    Specific to the backend: TensorFlow traces a step once more where it makes them on the
+    way, a second and a half. The others, and TensorFlow's strategies, make them before.
+    """
+    if keras.backend.backend() != "tensorflow" or devices.replicas() > 1:
+        return
+    model.optimizer.build(model.trainable_variables)
+    zeros = [keras.ops.zeros((1, *output.shape[1:])) for output in model.outputs]
+    # As `fit` brings them: what is wanted is a tuple.
+    found, wanted = (zeros, tuple(zeros)) if len(zeros) > 1 else zeros * 2
+    model.compute_loss(y=wanted, y_pred=found)
+    model.compute_metrics(None, wanted, found)
+
+
 def images_on_device():
     """Whether the images are kept on the accelerator."""
     one = devices.replicas() == 1
