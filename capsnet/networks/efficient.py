@@ -8,7 +8,8 @@ References:
 import keras
 from keras import layers, ops
 
-from capsnet.networks.trio import batch_normalization, class_capsules, trio
+from capsnet.networks.normalization import batch_normalization
+from capsnet.networks.trio import class_capsules, trio
 from capsnet.numerics import full, part
 from capsnet.squashes import exponential_squash
 from capsulelayers import SpectralConv2D, full_dtype

@@ -12,7 +12,8 @@ import math
 import keras
 from keras import layers
 
-from capsnet.networks.trio import batch_normalization, class_capsules, trio
+from capsnet.networks.normalization import batch_normalization
+from capsnet.networks.trio import class_capsules, trio
 from capsnet.rules import kernel_initializer, rule
 from capsulelayers import PrimaryCap
 

@@ -10,19 +10,7 @@ import math
 import keras
 from keras import layers, ops
 
-from capsnet.numerics import mirrors
 from capsulelayers import CapsuleLayer, Length, Mask, full_dtype
-
-
-def batch_normalization(**how):
-    """A layer that normalizes by the whole batch, also where several devices share it.
-
-    TensorFlow has to be told; JAX never does otherwise.
-
-    Args:
-        **how: arguments of `keras.layers.BatchNormalization`.
-    """
-    return layers.BatchNormalization(axis=-1, synchronized=mirrors() > 1, **how)
 
 
 def class_capsules(x, n_class, dim_capsule, routings=None, **how):

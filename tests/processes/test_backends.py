@@ -23,6 +23,7 @@ TESTS = [
     "test_data_changes.py::test_shifts_move_whole_pixels_and_fill_with_zeros",
     "test_dimensions.py",
     "test_inference.py",
+    "test_networks_normalization.py",
     "test_networks_photo.py::test_any_keras_model_may_be_the_stem",
     "test_networks_photo.py::test_shared_transformations_are_those_of_a_layer_whose_weights_repeat",
     "test_routing.py",
