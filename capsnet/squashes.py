@@ -50,7 +50,8 @@ def exponential_squash(vectors, axis=-1):
     small, scale = scaled(vectors, axis)
     squared = ops.sum(ops.square(small), axis=axis, keepdims=True)
     length = ops.sqrt(squared + EPSILON * ops.square(1.0 / scale))  # in scaled units
-    factor = -ops.expm1(-length * scale) / length
+    half = ops.tanh(length * scale / 2)
+    factor = 2 * half / (1 + half) / length  # 1 - exp(-x): ONNX knows no expm1
     return ops.cast(small * factor, vectors.dtype)
 
 

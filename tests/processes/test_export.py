@@ -6,7 +6,7 @@ import re
 import keras
 import numpy as np
 import pytest
-from helpers import ROOT
+from helpers import ROOT, array
 
 import capsulenet
 from capsnet import routing
@@ -87,3 +87,25 @@ def test_what_is_exported_is_the_network(page, runtime, blocks, monkeypatch):
         run(use, names)
         for found, right in zip((names["lengths"], names["reconstructions"]), expected):
             np.testing.assert_allclose(found, right[:n], rtol=0, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:In the future `np.object`:FutureWarning")
+@pytest.mark.parametrize(
+    "network, runtime",
+    [("efficient", "ONNX"), ("photo", "LiteRT"), ("shared", "LiteRT")],
+)
+def test_other_networks_are_exported_as_the_page_says(
+    network, runtime, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    trained = capsulenet.NETWORKS[network]((17, 17, 1), 3, None)[1]
+    built = {**capsulenet.architecture(trained), "conv": "direct"}
+    names = {"model": trained, "images": array(7, 17, 17, 1)}
+    if built.pop("model") == "shared":
+        names["model"] = capsulenet.NETWORKS["shared"](**built)[1]
+        names["model"].set_weights(trained.get_weights())
+    expected = trained.predict(names["images"], verbose=0)
+    for code in SECTIONS[runtime]:
+        run(code, names)
+    for found, right in zip((names["lengths"], names["reconstructions"]), expected):
+        np.testing.assert_allclose(found, right, rtol=0, atol=1e-5)
