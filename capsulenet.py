@@ -49,7 +49,7 @@ from capsnet.data import Bent, Pairs, load_mnist, shown_class, shows_several
 from capsnet.dimensions import MANIPULATIONS
 from capsnet.errors import HostLost, Interrupted
 from capsnet.files import make_save_dir
-from capsnet.inference import as_images, check_set, outputs_of
+from capsnet.inference import as_images, as_set, outputs_of
 from capsnet.machine import set_allocator
 from capsnet.networks import EfficientCapsNet, PhotoCapsNet, SharedCapsNet
 from capsnet.networks.trio import class_capsules, of_pairs, start_as_the_authors, trio
@@ -267,7 +267,7 @@ def test(model, data, args):
         The accuracy, a float in [0, 1].
     """
     args = options.complete(args)
-    check_set(*data, drawn=len(model.outputs) > 1)
+    data = as_set(data, model)
     make_save_dir(args.save_dir)
     if args.shown == "several" or isinstance(data, Pairs) or shows_several(data[1]):
         return told_apart.test(model, data, args)
@@ -344,7 +344,8 @@ def predict(model, images, thresholds=None, share=None):
         `verdicts` and `strangeness`, which are None without thresholds.
 
     Raises:
-        ValueError: if there are none, or integers, or of another shape than the model's.
+        ValueError: if there are none, or of another shape than the model's, or numbers that
+            are not finite, or integers above 1.
     """
     images = as_images(images)
     outputs = outputs_of(model, images)

@@ -4,6 +4,7 @@ import math
 
 import keras
 import numpy as np
+from keras import ops
 
 from capsnet.several import ONE_HOT
 
@@ -38,33 +39,63 @@ def check_images(images, drawn=False):
             "or objects; files of pictures are read by --predict"
         )
     dtype = keras.backend.standardize_dtype(images.dtype)
-    if not dtype.startswith(("float", "bfloat")) and images.max(initial=0) > 1:
+    low, high = images.min(initial=0), images.max(initial=0)
+    if not dtype.startswith(("float", "bfloat")) and high > 1:
         raise ValueError(
             f"images of type {dtype}: must be floats from 0 to 1, such as "
             'x.astype("float32") / 255'
         )
-    if drawn and not (images.min() >= 0 and images.max() <= 1):  # NaN is neither
+    if drawn and not 0 <= low <= high <= 1:  # NaN is neither
         raise ValueError(
-            f"images from {images.min():.4g} to {images.max():.4g}: must be from 0 to 1, "
-            "or the network without a decoder, decoder=False"
+            f"images from {low:.4g} to {high:.4g}: must be from 0 to 1, or the network "
+            "without a decoder, decoder=False"
         )
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise ValueError("images of numbers that are not finite")
 
 
-def check_set(images, labels, drawn=False):
-    """Raise a `ValueError` where images and labels can't be trained or tested on.
+def as_set(data, model, trained=False):
+    """Return images and labels as arrays of NumPy that a model is trained or tested on.
 
     Args:
-        images: see `check_images`.
-        labels: array `(n, n_class)` of zeros and ones.
-        drawn: see `check_images`.
+        data: pair of images `(n, height, width, channels)` and labels `(n, n_class)`,
+            zeros and ones: whatever NumPy makes arrays of. What tells more than that,
+            such as `capsnet.data.Pairs`, is checked and returned as it is.
+        model: the training model, or the evaluation model.
+        trained: bool. Whether it is to be trained. Defaults to False.
+
+    Raises:
+        ValueError: if it is no such pair, or not the model's, or that is another model.
     """
+    if len(model.inputs) != (len(model.outputs) if trained else 1):
+        raise ValueError("of the three models the first is trained, the second tested")
+    images, labels = map(_native, data)
+    check_images(images, drawn=len(model.outputs) > 1)
+    _check_shape(images, model)
     if not len(images):
         raise ValueError("no images to train or test on")
-    check_images(images, drawn)
-    if len(labels.shape) != 2:
-        raise ValueError(f"labels of shape {tuple(labels.shape)}: {ONE_HOT}")
+    n_class = model.outputs[0].shape[-1]
+    if labels.ndim != 2 or labels.shape[1] != n_class:
+        raise ValueError(
+            f"labels of shape {labels.shape} for {n_class} classes: {ONE_HOT}"
+        )
     if len(images) != len(labels):
         raise ValueError(f"{len(images)} images and {len(labels)} labels")
+    if not ((labels == 0) | (labels == 1)).all():
+        raise ValueError(f"labels that are not all 0 or 1: {ONE_HOT}")
+    return data if hasattr(data, "_fields") else (images, labels)
+
+
+def _native(array):
+    """An array of NumPy in the byte order of this machine, which backends suppose."""
+    array = array if isinstance(array, np.ndarray) else ops.convert_to_numpy(array)
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder())
+
+
+def _check_shape(images, model):
+    given, expected = images.shape[1:], tuple(model.inputs[0].shape[1:])
+    if given != expected:
+        raise ValueError(f"images of shape {given}: the model takes {expected}")
 
 
 def as_images(images):
@@ -90,10 +121,7 @@ def outputs_of(model, images):
     """
     if not len(images):
         raise ValueError("no images to predict")
-    expected = tuple(model.inputs[0].shape[1:])
-    if images.shape[1:] != expected:
-        given = images.shape[1:]
-        raise ValueError(f"images of shape {given}: the model takes {expected}")
+    _check_shape(images, model)
     outputs = predict_in_batches(model, [images])
     return outputs if len(model.outputs) > 1 else (outputs, None)
 

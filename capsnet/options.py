@@ -57,7 +57,10 @@ def are_held_out(args):
 
 def class_names(args, n_class):
     """Return the names of the classes, their numbers where there are none."""
-    return list(args.class_names or map(str, range(n_class)))
+    names = list(args.class_names or map(str, range(n_class)))
+    if len(names) != n_class:
+        raise ValueError(f"class_names {repr(names)[:100]}: must be {n_class} strings")
+    return names
 
 
 def check_options(args, n_class=None):

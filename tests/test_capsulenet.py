@@ -1,10 +1,19 @@
 import keras
 import numpy as np
+import pandas
 import pytest
-from helpers import assert_same_weights, options, predicted, small_capsnet, small_data
+from helpers import (
+    assert_same_weights,
+    classifier,
+    options,
+    predicted,
+    small_capsnet,
+    small_data,
+)
 from keras import ops
 
 import capsulenet
+from capsnet.inference import as_set
 from capsulenet import CapsNet, MarginLoss, margin_loss, test, train
 
 test.__test__ = False  # the library's function, not a test
@@ -222,6 +231,11 @@ def test_images_of_bytes_are_refused_with_what_to_do(tmp_path):
         (lambda x, y: (x, y[:9]), "23 images and 9 labels"),
         (lambda x, y: (x[:0], y[:0]), "no images"),
         (lambda x, y: (np.uint8(x * 255), y), "images of type uint8"),
+        (lambda x, y: (x[:, :9], y), r"\(9, 12, 1\): the model takes \(12, 12, 1\)"),
+        (lambda x, y: (x, y[:, :2]), r"labels of shape \(23, 2\) for 3 classes"),
+        (lambda x, y: (x, 0.9 * y + 0.05), "labels that are not all 0 or 1"),
+        (lambda x, y: (x, y.astype(str)), "labels that are not all 0 or 1"),
+        (lambda x, y: (x, np.where(y, 1, np.nan)), "labels that are not all 0 or 1"),
     ],
 )
 def test_a_data_set_that_is_none_is_refused_before_anything_runs(
@@ -234,6 +248,62 @@ def test_a_data_set_that_is_none_is_refused_before_anything_runs(
     with pytest.raises(ValueError, match=message):
         test(small_capsnet()[1], change(*some), new)
     assert not (tmp_path / "new").exists()
+
+
+def test_the_wrong_model_of_the_three_is_told(tmp_path):
+    data, models = small_data(), small_capsnet()
+    for wrong in models[1:]:
+        with pytest.raises(ValueError, match="the first is trained"):
+            train(wrong, data, options(tmp_path / "new"))
+    for wrong in (models[0], models[2]):
+        with pytest.raises(ValueError, match="the second tested"):
+            test(wrong, data[1], options(tmp_path / "new"))
+    assert not (tmp_path / "new").exists()
+
+
+def test_as_many_names_as_classes_are_asked_of_a_test(tmp_path):
+    with pytest.raises(ValueError, match=r"class_names \['a', 'b'\]: must be 3 str"):
+        some = options(tmp_path, class_names=["a", "b"])
+        test(small_capsnet()[1], small_data()[1], some)
+
+
+@pytest.mark.parametrize("decoder", [True, False])
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_images_that_are_not_finite_are_refused(decoder, number):
+    x = small_data()[1][0]
+    x[3, 4, 5] = number
+    with pytest.raises(ValueError, match="not finite"):
+        capsulenet.predict(small_capsnet(decoder=decoder)[1], x)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        lambda a: a.astype(a.dtype.newbyteorder()),
+        lambda a: a.tolist(),
+        lambda a: pandas.DataFrame(a) if a.ndim == 2 else list(a),
+        ops.convert_to_tensor,
+        np.float64,
+        lambda a: a > 0.5,
+    ],
+)
+def test_images_and_labels_may_be_what_numpy_makes_arrays_of(kind):
+    x, y = small_data(30)[0]
+    x = np.round(x)
+    found = as_set((kind(x), kind(y)), classifier())
+    for a, b in zip(found, (x, y)):
+        assert isinstance(a, np.ndarray) and a.dtype.isnative
+        np.testing.assert_array_equal(a, b)
+
+
+def test_arrays_of_the_other_byte_order_are_trained_on_as_what_they_are(tmp_path):
+    trained = []
+    for order in "<>":
+        keras.utils.set_random_seed(0)
+        parts = [[a.astype(f"{order}f4") for a in part] for part in small_data()]
+        save_dir = tmp_path / order
+        trained.append(train(classifier(), parts, options(save_dir, seed=0)))
+    assert_same_weights(*trained)
 
 
 def test_images_may_be_tensors(tmp_path):

@@ -22,7 +22,7 @@ from capsnet.errors import (
     is_bad_input,
 )
 from capsnet.files import make_save_dir
-from capsnet.inference import check_set, images_at_once, predict_in_batches
+from capsnet.inference import as_set, images_at_once, predict_in_batches
 from capsnet.pictures import plot_log
 from capsnet.training import (
     callbacks,
@@ -51,8 +51,7 @@ def run(model, data, args, compile_model, signals=False):
     """
     options.check_options(args)
     _check_what_is_kept(model, args)
-    for images, labels in data:
-        check_set(images, labels, drawn=len(model.outputs) > 1)
+    data = [as_set(part, model, trained=True) for part in data]
     if args.deterministic:
         devices.make_deterministic()
     host, hosts = devices.host()
