@@ -20,7 +20,7 @@ import numpy as np
 from keras import ops
 
 from capsnet import routing, rules
-from capsnet.numerics import as_float, full, full_dtype, replicas, scaled
+from capsnet.numerics import as_float, full, full_dtype, one_each, replicas, scaled
 from capsnet.routing import ROUTING_BLOCK_BYTES  # noqa: F401
 from capsnet.spectral import CONV_FORMS, SpectralConv2D  # noqa: F401
 from capsnet.squashes import EPSILON, SQUASHES, squash
@@ -81,7 +81,7 @@ class Mask(keras.layers.Layer):
     def call(self, inputs):
         """Mask `x` by its longest capsule, or `[x, y]` by `y`."""
         if isinstance(inputs, (list, tuple)):
-            capsules, mask = inputs
+            capsules, mask = inputs[0], one_each(inputs[1], inputs[0])
         else:
             capsules = inputs
             squared = ops.sum(ops.square(full(capsules)), axis=-1)
@@ -362,7 +362,7 @@ class CapsuleLayer(keras.layers.Layer):
         given = {"u": inputs, **self._learned}
         given = {name: ops.cast(x, self.compute_dtype) for name, x in given.items()}
         if mask is not None:  # a capsule of zeros changes no sum
-            mask = ops.expand_dims(ops.cast(mask, "bool"), -1)
+            mask = ops.expand_dims(ops.cast(one_each(mask, inputs), "bool"), -1)
             given["u"] = ops.where(mask, given["u"], ops.zeros_like(given["u"]))
         return given
 

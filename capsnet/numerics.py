@@ -81,6 +81,18 @@ def as_float(x):
     return x if keras.backend.is_float_dtype(x.dtype) else full(x)
 
 
+def one_each(numbers, capsules):
+    """Return `numbers`, of which there has to be one for each of the `capsules`.
+
+    Else they would be broadcast, without an error.
+    """
+    given, wanted = tuple(numbers.shape), tuple(capsules.shape[:-1])
+    sizes = zip(given[1:], wanted[1:])
+    if len(given) != len(wanted) or any(a != b for a, b in sizes if None not in (a, b)):
+        raise ValueError(f"a mask or labels of shape {given} for capsules {wanted}")
+    return numbers
+
+
 def part(x, axis, start, size):
     """`size` entries of `axis`, from `start` on.
 

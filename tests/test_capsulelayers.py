@@ -96,6 +96,15 @@ def test_mask_multiplies_by_labels_that_are_not_one_hot(dtype):
     np.testing.assert_allclose(masked, expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(3, 1), (3,), (3, 3, 1), (3, 2)])
+def test_a_mask_of_another_shape_is_no_mask(shape):
+    capsules = array(3, 3, 2)
+    with pytest.raises(ValueError, match=r"for capsules \(3, 3\)"):
+        Mask()([capsules, np.ones(shape, "float32")])
+    with pytest.raises(ValueError, match=r"for capsules \(3, 3\)"):
+        CapsuleLayer(3, 4)(capsules, mask=np.ones(shape, bool))
+
+
 def test_no_capsules_are_masked_to_none():
     empty = np.zeros((0, 4, 2), "float32")
     assert Mask()(empty).shape == Mask()([empty, empty[..., 0]]).shape == (0, 8)

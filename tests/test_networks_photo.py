@@ -133,6 +133,16 @@ def test_a_model_of_keras_applications_without_its_top_may_be_the_stem():
     assert model.output_shape == (None, 3)
 
 
+@pytest.mark.parametrize("network", capsulenet.NETWORKS)
+def test_images_are_drawn_channels_last_whatever_keras_prefers(network):
+    keras.config.set_image_data_format("channels_first")
+    try:
+        built = capsulenet.NETWORKS[network]((40, 44, 3), 2, None)[1]
+    finally:
+        keras.config.set_image_data_format("channels_last")
+    assert built.output_shape == [(None, 2), (None, 40, 44, 3)]
+
+
 def test_a_stem_that_gives_no_map_is_refused():
     stem = keras.Sequential([keras.Input((20, 20, 3)), keras.layers.Flatten()])
     with pytest.raises(ValueError, match="not a map .*include_top=False"):

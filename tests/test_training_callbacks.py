@@ -1,4 +1,5 @@
 import argparse
+import importlib.util
 
 import keras
 import numpy as np
@@ -17,7 +18,7 @@ from helpers import (
 from capsnet import data as datasets
 from capsnet import options as options_of
 from capsnet.training import callbacks, checkpoints, devices, fit
-from capsulenet import load_weights, train
+from capsulenet import CapsNet, load_weights, train
 
 
 def test_averaged_weights_are_validated_kept_and_what_a_run_ends_with(
@@ -131,6 +132,20 @@ def test_several_devices_draw_no_pictures(tmp_path, monkeypatch):
         used = fit.callbacks_of(small_capsnet()[0], args, batches, {}, None, x)
         kinds.append([type(callback).__name__ for callback in used])
     assert "Reconstructions" in kinds[0] and "Reconstructions" not in kinds[1]
+
+
+@pytest.mark.skipif(
+    not importlib.util.find_spec("tensorflow"), reason="TensorBoard's summaries"
+)
+@pytest.mark.parametrize("channels", [2, 5])
+def test_tensorboard_is_given_what_it_can_show_of_images(tmp_path, channels):
+    model = CapsNet((17, 17, channels), 2, 1, filters=4, n_channels=2)[0]
+    images = np.random.default_rng(0).random((3, 17, 17, channels), "float32")
+    shown = callbacks.Reconstructions(images, str(tmp_path))
+    shown.set_model(model)
+    shown.on_epoch_end(0)
+    (events,) = (tmp_path / "tensorboard-logs" / "images").glob("events*")
+    assert b"reconstructed" in events.read_bytes()
 
 
 def test_lines_come_too_where_steps_are_taken_several_at_once(capsys):

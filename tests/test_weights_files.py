@@ -189,3 +189,33 @@ def test_the_best_weights_of_the_network_for_pictures_are_read(tmp_path):
     other = PhotoCapsNet((17, 17, 3), 2, decoder=False)[0]
     load_weights(other, str(tmp_path / "best.weights.h5"))
     assert_same_weights(other, model)
+
+
+def test_layers_of_the_same_name_in_models_within_the_model_are_kept_apart(tmp_path):
+    def block(name, side):
+        x = keras.Input((side, side, 3))
+        return keras.Model(x, keras.layers.Conv2D(3, 3, name="conv")(x), name=name)
+
+    models = []
+    for _ in range(2):
+        stem = [keras.Input((18, 18, 3)), block("a", 18), block("b", 16)]
+        stem = keras.Sequential(stem, name="own")
+        models.append(changed(PhotoCapsNet((18, 18, 3), 2, stem=stem, n_channels=2)[0]))
+    save_weights(models[0], str(tmp_path / "w.h5"))
+    load_weights(models[1], str(tmp_path / "w.h5"))
+    assert_same_weights(*models)
+
+
+def test_weights_of_half_precision_are_stored_as_the_numbers_that_they_are(tmp_path):
+    layer = keras.layers.Dense(2, dtype="bfloat16", name="half")
+    model = changed(keras.Sequential([keras.Input((3,)), layer]))
+    path = str(tmp_path / "w.h5")
+    save_weights(model, path)
+    stored = h5py.File(path)["half"]
+    found = [stored[name][()] for name in stored.attrs["weight_names"]]
+    for a, b in zip(found, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b.astype("float32"))
+    kept = model.get_weights()
+    load_weights(changed(model), path)
+    for a, b in zip(model.get_weights(), kept):
+        np.testing.assert_array_equal(a, b)

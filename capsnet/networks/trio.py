@@ -112,7 +112,12 @@ def _decoder(image_shape, size, most):
     if small != [height, width]:
         last = [
             layers.Reshape(drawn, dtype=full),
-            layers.Resizing(height, width, dtype=full, name="out_recon"),
+            layers.Resizing(
+                *(height, width),
+                data_format="channels_last",
+                dtype=full,
+                name="out_recon",
+            ),
         ]
     return keras.Sequential(
         [

@@ -84,8 +84,9 @@ class Reconstructions(keras.callbacks.Callback):
         labels = np.eye(longest.shape[1], dtype="float32")[np.argmax(longest, 1)]
         shown = self.model.predict_on_batch([self.images, labels])[1]
         with tf.summary.create_file_writer(self.directory).as_default():
-            tf.summary.image("original", self.images, epoch, max_outputs=10)
-            tf.summary.image("reconstructed", shown, epoch, max_outputs=10)
+            for name, images in (("original", self.images), ("reconstructed", shown)):
+                seen = images[..., :3] if images.shape[-1] > 2 else images[..., :1]
+                tf.summary.image(name, seen, epoch, max_outputs=10)
 
     def empty(self):
         """Return labels of no class."""

@@ -42,16 +42,25 @@ def save_weights(model, path, about=None):
         # The version of the layout; without it Keras takes the weights for older
         # ones, and converts them.
         file.attrs["keras_version"] = b"2.15.0"
-        values = {layer.name: layer.get_weights() for layer in weighted}
+        values = {
+            layer.name: list(map(_storable, layer.get_weights())) for layer in weighted
+        }
         file.attrs["sha256"] = reader.checksum(about, values)
         for layer in weighted:
             group = file.create_group(layer.name)
-            names = [f"{weight.path}:0" for weight in layer.weights]
+            paths = [weight.path for weight in layer.weights]
+            # The layers of models within a model may have the same names.
+            names = [f"{p}:{paths[:i].count(p)}" for i, p in enumerate(paths)]
             group.attrs["weight_names"] = [name.encode() for name in names]
             for name, value in zip(names, values[layer.name], strict=True):
                 group[name] = value
     with whole_file(path) as temporary, open(temporary, "wb") as file:
         file.write(content.getbuffer())
+
+
+def _storable(array):
+    """An array as HDF5 stores it, which knows no bfloat16; float32 holds the same."""
+    return array.astype("float32") if array.dtype.name == "bfloat16" else array
 
 
 def load_weights(model, path):
