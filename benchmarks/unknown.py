@@ -9,7 +9,7 @@ images of Fashion-MNIST, letters in the fonts that matplotlib ships, blank pages
 and two test digits side by side or overlapped. For each set the area under the ROC curve
 (the chance that one of the set seems stranger than a digit) of the length of the longest
 capsule, of its lead over the second, of the squared error of the reconstruction, of the
-score that `capsnet.verdict` makes of all three, and of the softmax maximum of a CNN that
+score of `capsnet.verdict`, and of the softmax maximum of a CNN that
 is trained here (Hendrycks and Gimpel 2017); and the share of the set that gets each
 verdict. Everything is drawn from `SEED`. Writes `benchmarks/results/unknown.csv`.
 

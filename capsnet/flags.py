@@ -184,7 +184,7 @@ OPTIONS = (
         "routings",
         3,
         "routing iterations; where not given, those of the routing: 2 of inverted, 1 of "
-        "attention and none",
+        "attention, none, and photo's dynamic",
         NETWORK,
         rule=_ROUTINGS,
         short="r",

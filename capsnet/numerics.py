@@ -46,7 +46,10 @@ def replicas(batch=None):
 
 
 def mirrors():
-    """Return how many copies of a model TensorFlow trains, each on its part of a batch."""
+    """Return how many copies of a model TensorFlow trains, each on its part of a batch.
+
+    Specific to the backend.
+    """
     if keras.backend.backend() != "tensorflow":
         return 1
     import tensorflow as tf

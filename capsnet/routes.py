@@ -114,7 +114,7 @@ def span(coefficients):
 
 
 def laid_over(image, by_place, scale, extent=None, side=168):
-    """Lay coefficients over an image, within the frame of where input capsules look.
+    """Lay coefficients over an image, framed: the middles of what input capsules see.
 
     Args:
         image: array `(height, width, channels)`, in [0, 1].

@@ -22,8 +22,9 @@ class BatchNormalization(layers.BatchNormalization):
     """Keras' `BatchNormalization` of maps, channels last, to rounding.
 
     Keras puts it together from operations each of which reads and writes the whole map.
-    In training, TensorFlow and PyTorch have one that does it all, and one for the
-    gradients; XLA makes one itself. Where replicas share a batch it is Keras' own.
+    Specific to the backend: TensorFlow and PyTorch have one operation that does it all
+    in training, and one for the gradients; XLA makes one itself. Where replicas share a
+    batch it is Keras' own.
     """
 
     def call(self, inputs, training=None, mask=None):
