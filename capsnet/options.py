@@ -4,9 +4,11 @@ Keras is not imported, so that `--help` and what is typed wrong are answered at 
 """
 
 import argparse
+import difflib
 import json
 import operator
 import os
+import warnings
 
 # ruff: noqa: F401 (they are found here)
 from capsnet.flags import (
@@ -37,6 +39,10 @@ def complete(args):
         args: namespace with any of the options as attributes; `given` names those that
             were given, by default all that it has.
     """
+    for name in vars(args).keys() - DEFAULTS.keys():
+        for option in difflib.get_close_matches(name, DEFAULTS, 1, cutoff=0.85):
+            said = f"{name} is no option and counts for nothing; {option} is one"
+            warnings.warn(said, stacklevel=3)
     given = {"given": list(vars(args))}
     args = argparse.Namespace(**{**DEFAULTS, **given, **vars(args)})
     for name in ("save_dir", "weights"):  # which may be a pathlib.Path

@@ -100,3 +100,12 @@ def test_options_that_can_not_be_are_refused(tmp_path, option, value, message):
     with pytest.raises(ValueError, match=message):
         capsulenet.train(small_capsnet()[0], small_data(), args)
     assert not os.path.exists(tmp_path / "new")
+
+
+def test_what_is_nearly_an_option_is_warned_of():
+    def trains():  # as capsulenet.train does, which names who called it
+        options.complete(argparse.Namespace(epoch=3, gpus=2, my_own=1, given=["lr"]))
+
+    with pytest.warns(UserWarning, match="epoch is no option.*; epochs is one") as said:
+        trains()
+    assert len(said) == 1 and said[0].filename == __file__
