@@ -110,14 +110,10 @@ def _decoder(image_shape, size, most):
     drawn = (*small, channels)
     last = [layers.Reshape(drawn, dtype=full, name="out_recon")]
     if small != [height, width]:
+        how_resized = {"data_format": "channels_last", "name": "out_recon"}
         last = [
             layers.Reshape(drawn, dtype=full),
-            layers.Resizing(
-                *(height, width),
-                data_format="channels_last",
-                dtype=full,
-                name="out_recon",
-            ),
+            layers.Resizing(height, width, dtype=full, **how_resized),
         ]
     return keras.Sequential(
         [
