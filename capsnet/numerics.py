@@ -90,10 +90,15 @@ def one_each(numbers, capsules):
     Else they would be broadcast, without an error.
     """
     given, wanted = tuple(numbers.shape), tuple(capsules.shape[:-1])
-    sizes = zip(given[1:], wanted[1:])
-    if len(given) != len(wanted) or any(a != b for a, b in sizes if None not in (a, b)):
+    if not may_be_equal(given[1:], wanted[1:]):
         raise ValueError(f"a mask or labels of shape {given} for capsules {wanted}")
     return numbers
+
+
+def may_be_equal(shape, other):
+    """Whether two shapes are of as many axes, and no size that is known differs."""
+    known = (pair for pair in zip(shape, other) if None not in pair)
+    return len(shape) == len(other) and all(a == b for a, b in known)
 
 
 def part(x, axis, start, size):

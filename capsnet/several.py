@@ -9,6 +9,8 @@ References:
 import keras
 from keras import ops
 
+from capsnet.numerics import may_be_equal
+
 LONG = 0.5
 """Length from which a class capsule says that its class is there, where their number is
 not known: halfway between the two lengths that the margin loss asks for."""
@@ -29,11 +31,7 @@ def like(y, lengths):
 
     Else they would be broadcast, and trained on without an error.
     """
-    wrong = len(y.shape) != len(lengths.shape) or any(
-        None not in sizes and sizes[0] != sizes[1]
-        for sizes in zip(y.shape, lengths.shape)
-    )
-    if wrong:
+    if not may_be_equal(y.shape, lengths.shape):
         raise ValueError(
             f"labels of shape {tuple(y.shape)} for lengths {tuple(lengths.shape)}: "
             f"{ONE_HOT}"
