@@ -91,13 +91,14 @@ class Mask(keras.layers.Layer):
             first = ops.argmax(ops.cast(longest, "int32"), axis=-1)
             mask = ops.one_hot(first, capsules.shape[1])
         masked = capsules * ops.expand_dims(ops.cast(mask, capsules.dtype), -1)
-        return ops.reshape(masked, (-1, capsules.shape[1] * capsules.shape[2]))
+        return ops.reshape(masked, (-1, self.compute_output_shape(capsules.shape)[1]))
 
     def compute_output_shape(self, input_shape):
         """Return `(batch, num_capsule * dim)`."""
         if isinstance(input_shape[0], (list, tuple)):
             input_shape = input_shape[0]
-        return (input_shape[0], input_shape[1] * input_shape[2])
+        batch, number, size = input_shape
+        return (batch, number * size)
 
 
 def PrimaryCap(
@@ -261,14 +262,13 @@ class CapsuleLayer(keras.layers.Layer):
         self.routing = routing
         saved = isinstance(squash, dict)  # a function
         squash = keras.saving.deserialize_keras_object(squash) if saved else squash
-        self.squash = squash or self.rule.squash
+        self.squash = self.rule.squash if squash is None else squash
         known = (self.rule.squash, *SQUASHES)
         if not (self.squash in known or callable(self.squash)):
             raise ValueError(f"squash {squash!r}: {', '.join(SQUASHES)}, or a function")
         self.use_bias, self.leaky = bool(use_bias), bool(leaky)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
-        self.shared = bool(shared)
-        self.routing_gradient = bool(routing_gradient)
+        self.shared, self.routing_gradient = bool(shared), bool(routing_gradient)
         self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
         self.kernel_constraint = keras.constraints.get(kernel_constraint)
         self._input_length = rules.PRIMARY_LENGTH
@@ -284,7 +284,7 @@ class CapsuleLayer(keras.layers.Layer):
     def build(self, input_shape):
         """Make the weights for input capsules of `input_shape`, `(batch, I, D)`."""
         fits = len(input_shape) > 3 if self.shared else len(input_shape) == 3
-        if not fits or None in input_shape[1:]:
+        if not fits or not all(input_shape[1:]):
             positions = "positions, channels" if self.shared else "input_num_capsule"
             raise ValueError(
                 f"CapsuleLayer with shared={self.shared} takes (batch, {positions}, "

@@ -42,7 +42,6 @@ from capsnet.architecture import (
     architecture,
     check_image_size,
     has_capsules,
-    of_file,
 )
 from capsnet.command_line import build_parser, one_line_errors
 from capsnet.data import Bent, Pairs, load_mnist, shown_class, shows_several
@@ -59,6 +58,7 @@ from capsnet.several import ExactSet
 from capsnet.training import fit, recipe, resources, start
 from capsnet.training.optimizers import optimizer
 from capsnet.weights import load_weights, save_weights
+from capsnet.weights.network import of_file, rebuild
 from capsulelayers import (
     CapsuleLayer,
     Length,
@@ -378,13 +378,7 @@ def load_model(path, routings=3, input_shape=None):
     """
     said, stored = weights.read(path)
     built, about = of_file(path, said, stored, routings, input_shape)
-    network = NETWORKS[built.pop("model")]
-    try:
-        models = network(**built)
-    except ValueError:  # a form of convolution that this machine does not compute
-        if "conv" not in built:
-            raise
-        models = network(**{**built, "conv": "auto"})
+    models = rebuild(NETWORKS, built)
     weights.set_weights(models[0], stored, path)
     return models, about
 

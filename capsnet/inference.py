@@ -67,6 +67,8 @@ def as_set(data, model, trained=False):
     Raises:
         ValueError: if it is no such pair, or not the model's, or that is another model.
     """
+    if not getattr(model, "inputs", None):
+        raise ValueError("the model must tell its inputs: functional or Sequential")
     if len(model.inputs) != (len(model.outputs) if trained else 1):
         raise ValueError("of the three models the first is trained, the second tested")
     images, labels = map(_native, data)

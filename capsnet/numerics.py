@@ -90,7 +90,7 @@ def one_each(numbers, capsules):
     Else they would be broadcast, without an error.
     """
     given, wanted = tuple(numbers.shape), tuple(capsules.shape[:-1])
-    if not may_be_equal(given[1:], wanted[1:]):
+    if not may_be_equal(given, wanted):
         raise ValueError(f"a mask or labels of shape {given} for capsules {wanted}")
     return numbers
 

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
 from capsnet import options, pictures
+from capsnet.architecture import network
 
 IMAGES = 4
 """Test images that are shown, of as many classes."""
@@ -201,12 +202,14 @@ def places_of(model):
         model: the evaluation model of one of the networks.
 
     Returns:
-        Two arguments of those names of `plot_routing`.
+        Two arguments of those names of `plot_routing`, None where it is not known.
     """
     named = {layer.name: layer for layer in model.layers}
-    last = named.get("primarycap_conv2d") or named["primarycap_depthwise"]
+    last = named.get("primarycap_conv2d", named.get("primarycap_depthwise"))
+    if last is None:
+        return None, None
     rows, columns = last.output.shape[1:3]
-    if "conv1" not in named or "primarycap_conv2d" not in named:
+    if network(model) not in ("capsnet", "shared"):
         return (rows, columns), None
     # The middles of what a capsule sees, with convolutions that are not padded.
     stride, sees = last.strides[0], named["conv1"].kernel_size[0] + last.kernel_size[0]

@@ -120,9 +120,12 @@ class Rule(NamedTuple):
     most: int | None = None
     """Iterations at most."""
     coupling_bias: bool = False
-    """Whether a learned number is added to each coupling coefficient."""
-    options: tuple = ()
-    """Which of `CapsuleLayer`'s `use_bias` and `leaky` it has."""
+    """Whether a learned number is added to each coupling coefficient that follows from
+    logits: with `start` to all of them."""
+    use_bias: bool = False
+    """Whether `CapsuleLayer`'s `use_bias` may be set."""
+    leaky: object = None
+    """The `Rule` where its `leaky` is set, if that may be."""
 
 
 def _scaled_by_dimension(vectors):
@@ -133,13 +136,13 @@ LEAKY = Rule(
     normalize=leaky_softmax,
     equal=lambda J: 1.0 / (J + 1),
     typical=lambda J: 1.1 / (J + 1),
-    options=("use_bias", "leaky"),
+    use_bias=True,
 )
 """Dynamic routing in which an input capsule may send nothing."""
 
 RULES = {
     # Logits are sums of agreements, so the agreement with the sum of the outputs.
-    "dynamic": Rule(options=("use_bias", "leaky")),
+    "dynamic": Rule(use_bias=True, leaky=LEAKY),
     "attention": Rule(
         start=_scaled_by_dimension,
         coupling_bias=True,
@@ -151,9 +154,9 @@ RULES = {
         normalize=max_min,
         equal=lambda J: 1.0,
         typical=lambda J: 0.8,
-        options=("use_bias",),
+        use_bias=True,
     ),
-    "none": Rule(routings=1, most=1, options=("use_bias",)),
+    "none": Rule(routings=1, most=1, use_bias=True),
     "inverted": Rule(
         agree=lambda V, v: _scaled_by_dimension(v),
         squash="layer_norm",
@@ -170,7 +173,7 @@ def rule(name, routings=None, **options):
     Args:
         name: str. One of `RULES`.
         routings: int, optional. Iterations. Defaults to the routing's own.
-        **options: bool, by the names of `Rule.options`.
+        **options: bool, `use_bias` and `leaky`.
 
     Returns:
         A `Rule`, whose `routings` is the number of iterations.
@@ -182,13 +185,13 @@ def rule(name, routings=None, **options):
         raise ValueError(f"routing {name!r:.50}: there are {', '.join(RULES)}")
     found = RULES[name]
     for option, asked in options.items():
-        if asked and option not in found.options:
-            having = [n for n, r in RULES.items() if option in r.options]
+        if asked and not getattr(found, option):
+            having = [n for n, r in RULES.items() if getattr(r, option)]
             raise ValueError(
                 f"routing {name!r} has no {option}; {', '.join(having)} has"
             )
     if options.get("leaky"):
-        found = LEAKY
+        found = found.leaky
     routings = found.routings if routings is None else routings
     if not isinstance(routings, (int, np.integer)) or routings < 1:
         raise ValueError(f"routings must be an integer above 0, not {routings!r:.50}")

@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 
 import keras
 import numpy as np
@@ -7,13 +8,19 @@ import pytest
 from helpers import (
     NAMES,
     SMALL,
+    SendsSignal,
     assert_same_weights,
+    options,
     predicted,
     small_capsnet,
+    small_data,
     tiny_capsnet,
 )
+from keras import layers
 
 import capsulenet
+from capsnet.networks import class_capsules, trio
+from capsulelayers import CapsuleLayer, Length, PrimaryCap, SpectralConv2D
 from capsulenet import save_weights
 
 
@@ -156,3 +163,85 @@ def test_names_that_are_none_are_refused(whole):
         with pytest.raises(ValueError, match="names") as refused:
             capsulenet.load_model(whole["h5"])
         assert len(str(refused.value)) < 300 + len(whole["h5"])
+
+
+def of_pixels():
+    """A model of class capsules that none of the networks is."""
+    pixels = keras.Input((12, 12, 1))
+    rows = layers.Reshape((12, 12))(pixels)
+    return keras.Model(
+        pixels, Length(name="capsnet")(CapsuleLayer(3, 4, name="digitcaps")(rows))
+    )
+
+
+def like_capsnet(activation="relu", between=None):
+    """A model whose layers have the names of the paper's network."""
+    images = keras.Input((12, 12, 1))
+    x = SpectralConv2D(8, 5, activation=activation, name="conv1")(images)
+    x = PrimaryCap(x, 4, 2, 5, 2, "valid")
+    x = x if between is None else between(x)
+    return trio(images, class_capsules(x, 3, 4, 1))[0]
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        of_pixels,
+        lambda: like_capsnet("tanh"),
+        lambda: like_capsnet(between=CapsuleLayer(5, 4, name="middle")),
+    ],
+    ids=["of pixels", "tanh", "two layers of capsules"],
+)
+def test_a_model_of_one_s_own_trains_and_is_not_taken_for_a_network(build, tmp_path):
+    model = build()
+    capsulenet.train(model, small_data(), options(tmp_path))
+    path = str(tmp_path / "trained_model.h5")
+    with pytest.raises(
+        ValueError, match="'own', is none of .*: build that, and use load"
+    ):
+        capsulenet.load_model(path)
+    again = build()
+    capsulenet.load_weights(again, path)
+    assert_same_weights(again, model)
+
+
+def test_a_model_of_one_s_own_is_interrupted_as_any_other(tmp_path, with_callback):
+    with_callback(SendsSignal(signal.SIGINT, 0, 2))
+    with pytest.raises(capsulenet.Interrupted, match="interrupted_model.h5"):
+        capsulenet.train(of_pixels(), small_data(), options(tmp_path), signals=True)
+    assert (tmp_path / "interrupted_model.h5").exists()
+
+
+def test_the_code_of_others_under_the_paper_s_names_is_the_paper_s_network(tmp_path):
+    """As CapsNet-Keras builds it, of plain convolutions."""
+    images = keras.Input((12, 12, 1))
+    x = layers.Conv2D(8, 5, activation="relu", name="conv1")(images)
+    x = PrimaryCap(x, 4, 2, 5, 2, "valid")
+    _, model, _ = trio(images, class_capsules(x, 3, 4, 1))
+    path = str(tmp_path / "a.h5")
+    save_weights(model, path, {"architecture": capsulenet.architecture(model)})
+    (_, loaded, _), _ = capsulenet.load_model(path)
+    pictures = small_data()[1][0]
+    found, expected = (predicted(each, pictures)[0] for each in (loaded, model))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_a_file_of_a_network_that_is_not_here_is_not_taken_for_the_paper_s(whole):
+    model = tiny_capsnet()
+    about = {"architecture": {**capsulenet.architecture(model), "model": "em"}}
+    capsulenet.save_weights(model, whole["h5"], about)
+    with pytest.raises(ValueError, match="'em', is none of capsnet, photo"):
+        capsulenet.load_model(whole["h5"])
+
+
+def test_models_that_can_not_be_trained_are_told_why(tmp_path):
+    class Subclassed(keras.Model):
+        def call(self, images):
+            return keras.ops.sum(images, (1, 2))
+
+    with pytest.raises(ValueError, match="must tell its inputs"):
+        capsulenet.train(Subclassed(), small_data(), options(tmp_path))
+    pixels = keras.Input((12, 12, 1))
+    within = keras.Model(pixels, of_pixels()(pixels))
+    with pytest.raises(ValueError, match="not lie in a model within"):
+        capsulenet.train(within, small_data(), options(tmp_path))

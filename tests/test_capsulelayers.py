@@ -96,13 +96,29 @@ def test_mask_multiplies_by_labels_that_are_not_one_hot(dtype):
     np.testing.assert_allclose(masked, expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("shape", [(3, 1), (3,), (3, 3, 1), (3, 2)])
+@pytest.mark.parametrize("shape", [(3, 1), (3,), (3, 3, 1), (3, 2), (1, 3)])
 def test_a_mask_of_another_shape_is_no_mask(shape):
     capsules = array(3, 3, 2)
     with pytest.raises(ValueError, match=r"for capsules \(3, 3\)"):
         Mask()([capsules, np.ones(shape, "float32")])
     with pytest.raises(ValueError, match=r"for capsules \(3, 3\)"):
         CapsuleLayer(3, 4)(capsules, mask=np.ones(shape, bool))
+
+
+def test_what_are_no_capsules_is_not_masked():
+    with pytest.raises(ValueError, match="unpack"):
+        Mask()(array(2, 3, 3, 5))
+    for shape in ((3,), (3, 3, 5)):
+        with pytest.raises(ValueError, match="unpack"):
+            Mask()(keras.Input(shape))
+
+
+def test_capsules_need_a_size():
+    for shape in ((2, 0, 4), (2, 3, 0)):
+        with pytest.raises(ValueError, match="with known sizes"):
+            CapsuleLayer(3, 4)(np.ones(shape, "float32"))
+    with pytest.raises(ValueError, match="squash ''"):
+        CapsuleLayer(3, 4, squash="")
 
 
 def test_no_capsules_are_masked_to_none():

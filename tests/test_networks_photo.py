@@ -125,6 +125,15 @@ def test_any_keras_model_may_be_the_stem(tmp_path):
     assert capsulenet.architecture(models[0])["stem"] == "own"
 
 
+def test_a_stem_of_other_layers_has_another_name_than_the_residual_one():
+    stem = residual_stem((20, 20, 3))
+    assert PhotoCapsNet((20, 20, 3), 3, stem=stem, decoder=False)
+    pictures = keras.Input((20, 20, 3))
+    other = keras.layers.Conv2D(8, 5)(pictures)
+    with pytest.raises(ValueError, match="has the name of residual_stem's"):
+        PhotoCapsNet((20, 20, 3), 3, stem=keras.Model(pictures, other, name="stem"))
+
+
 def test_a_model_of_keras_applications_without_its_top_may_be_the_stem():
     stem = keras.applications.MobileNet(
         (40, 40, 3), 0.25, include_top=False, weights=None

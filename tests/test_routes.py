@@ -1,5 +1,6 @@
 import os
 
+import keras
 import numpy as np
 import pytest
 from helpers import small_capsnet
@@ -8,7 +9,7 @@ from PIL import Image
 
 from capsnet import routes
 from capsnet.networks import EfficientCapsNet, PhotoCapsNet
-from capsulelayers import CapsuleLayer
+from capsulelayers import CapsuleLayer, PrimaryCap
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +88,19 @@ def test_dead_capsules_and_any_name_of_a_class_are_drawn(tmp_path):
     path, names = str(tmp_path / "a.png"), np.array(["$x^$", "_"])
     image, capsules = np.zeros((9, 9, 1)), np.zeros((8, 4))
     assert routes.plot_routing(image, capsules, steps, path, names, (2, 2)) == 0
+
+
+def test_places_that_are_not_known_are_not_guessed():
+    pixels = keras.Input((12, 12, 1))
+    capsules = CapsuleLayer(3, 4, name="digitcaps")(
+        keras.layers.Reshape((12, 12))(pixels)
+    )
+    assert routes.places_of(keras.Model(pixels, capsules)) == (None, None)
+    wide = keras.layers.Conv2D(8, 5, strides=2, activation="relu", name="conv1")(pixels)
+    capsules = CapsuleLayer(3, 4, name="digitcaps")(
+        PrimaryCap(wide, 4, 2, 3, 1, "same")
+    )
+    assert routes.places_of(keras.Model(pixels, capsules)) == ((4, 4), None)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from helpers import (
 )
 from keras import ops
 
-from capsnet import routing
+from capsnet import routing, rules
 from capsulelayers import CapsuleLayer, Length, PrimaryCap, squash
 
 LAYERS = {
@@ -246,6 +246,21 @@ def test_max_min_of_predictions_that_all_agree_equally_is_one():
 def test_what_a_routing_has_not_is_refused(how, said):
     with pytest.raises(ValueError, match=said):
         CapsuleLayer(3, 4, **how)
+
+
+def test_a_rule_of_one_s_own_is_not_replaced_by_another(monkeypatch):
+    mine = rules.Rule(normalize=rules.max_min, use_bias=True)
+    monkeypatch.setitem(rules.RULES, "mine", mine)
+    assert (
+        CapsuleLayer(3, 4, routing="mine", use_bias=True).rule.normalize
+        == rules.max_min
+    )
+    with pytest.raises(ValueError, match="no leaky; dynamic has"):
+        CapsuleLayer(3, 4, routing="mine", leaky=True)
+    leak = mine._replace(normalize=rules.softmax)
+    monkeypatch.setitem(rules.RULES, "mine", mine._replace(leaky=leak))
+    leaking = CapsuleLayer(3, 4, routing="mine", leaky=True).rule
+    assert leaking.normalize == rules.softmax
 
 
 @keras.saving.register_keras_serializable(package="tests")

@@ -66,8 +66,10 @@ def PhotoCapsNet(
     Raises:
         ValueError: if the images have another size, or the stem gives no map.
     """
-    stem = stem or residual_stem(input_shape)
-    _check_is_map(stem)
+    if stem is None:
+        stem = residual_stem(input_shape)
+    else:
+        _check_stem(stem)
     x = layers.Input(shape=input_shape)
     # Layer 1: how bright, dark or pale a picture is says nothing of its class.
     only = {"center": False, "scale": False, "name": "standardize"}
@@ -102,12 +104,21 @@ def _first_weights(capsules, n_class, dim_capsule, routings, routing, **how):
     return kernel_initializer(*sizes, of_rule)
 
 
-def _check_is_map(stem):
+def _check_stem(stem):
+    """Check a stem that was given; files tell that of `residual_stem` by its name."""
     if len(stem.output_shape) != 4:
         raise ValueError(
             f"stem {stem.name}: gives {stem.output_shape}, not a map (batch, rows, "
             "columns, channels); models of keras.applications do with include_top=False"
         )
+    if stem.name == "stem":
+        ours = residual_stem(stem.input_shape[1:])
+        if _layers_of(stem) != _layers_of(ours):
+            raise ValueError("stem: has the name of residual_stem's, but other layers")
+
+
+def _layers_of(model):
+    return [{**layer.get_config(), "name": type(layer)} for layer in model.layers]
 
 
 def residual_stem(input_shape):

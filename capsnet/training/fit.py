@@ -214,7 +214,7 @@ def _check_what_is_kept(model, args):
     if has_capsules(model) and "digitcaps" not in [each.name for each in model.layers]:
         raise ValueError(
             "the layer of class capsules, whose lengths are trained, must have the name "
-            "'digitcaps'"
+            "'digitcaps', and not lie in a model within"
         )
     other = args.lam_recon not in (0, options.DEFAULTS["lam_recon"])
     if other and len(model.outputs) == 1:

@@ -6,8 +6,9 @@ import keras
 
 from capsnet import data as datasets
 from capsnet import options, weights
-from capsnet.architecture import by_layers, check_asked, of_file
+from capsnet.architecture import check_asked
 from capsnet.training import devices, recipe, resume
+from capsnet.weights.network import by_layers, of_file
 
 
 def prepare(args):
