@@ -338,7 +338,7 @@ class CapsuleLayer(keras.layers.Layer):
         """Route as `call` does, and return what each iteration gave.
 
         Args:
-            inputs: as the layer takes them.
+            inputs: as the layer takes them, but not symbolic.
             mask: likewise. Defaults to None.
 
         Returns:
