@@ -155,8 +155,8 @@ def margin_loss(y_true, y_pred, m_plus=0.9, m_minus=0.1, lambda_=0.5):
     """
     y_pred = ops.convert_to_tensor(y_pred)
     y_true = several.like(ops.cast(y_true, y_pred.dtype), y_pred)
-    present = y_true * ops.square(ops.maximum(0.0, m_plus - y_pred))
-    absent = (1.0 - y_true) * ops.square(ops.maximum(0.0, y_pred - m_minus))
+    present = y_true * ops.square(ops.relu(m_plus - y_pred))
+    absent = (1.0 - y_true) * ops.square(ops.relu(y_pred - m_minus))
     return ops.sum(present + lambda_ * absent, axis=-1)
 
 

@@ -199,6 +199,9 @@ from capsnet.files import write_text
 from capsnet.numerics import on_cpu
 from capsnet.training import devices, fit, recipe
 
+CHANNELS_LAST = {"data_format": "channels_last"}
+"""As the images are, whatever Keras' global setting."""
+
 
 def baseline_cnn(input_shape, n_class, conv="auto", last="softmax"):
     """Build the paper's convolutional baseline (Sabour et al. 2017, section 5).
@@ -220,9 +223,8 @@ def baseline_cnn(input_shape, n_class, conv="auto", last="softmax"):
     """
     x = inputs = layers.Input(input_shape)
     for filters in (256, 256, 128):
-        x = capsulenet.SpectralConv2D(
-            filters, 5, padding="same", conv=conv, activation="relu"
-        )(x)
+        how = {"padding": "same", "conv": conv, "activation": "relu", **CHANNELS_LAST}
+        x = capsulenet.SpectralConv2D(filters, 5, **how)(x)
     x = layers.Flatten()(x)
     for units in (328, 192):
         x = layers.Dense(units, activation="relu")(x)
@@ -247,9 +249,9 @@ def pairs_cnn(input_shape, n_class, conv="auto", last="sigmoid", padding="same")
     """
     x = inputs = layers.Input(input_shape)
     for filters, side in ((512, 9), (256, 5)):
-        how = {"padding": padding, "conv": conv, "activation": "relu"}
+        how = {"padding": padding, "conv": conv, "activation": "relu", **CHANNELS_LAST}
         x = capsulenet.SpectralConv2D(filters, side, **how)(x)
-        x = layers.MaxPooling2D()(x)
+        x = layers.MaxPooling2D(**CHANNELS_LAST)(x)
     x = layers.Dense(1024, activation="relu")(layers.Flatten()(x))
     outputs = layers.Dense(n_class, activation=last, dtype="float32")(x)
     return keras.Model(inputs, outputs)

@@ -84,6 +84,32 @@ def as_float(x):
     return x if keras.backend.is_float_dtype(x.dtype) else full(x)
 
 
+def with_gradient(function):
+    """`ops.custom_gradient`: a function that returns its gradient besides.
+
+    Specific to PyTorch: its transforms (`torch.func.vmap`, `grad`, `jacrev`) take no such
+    functions of Keras', and under them the gradient is the automatic one.
+    """
+    if keras.backend.backend() == "torch":
+        import torch
+
+        if torch._C._are_functorch_transforms_active():
+            return lambda *args: function(*args)[0]
+    return ops.custom_gradient(function)
+
+
+def mean(x):
+    """The mean over the last axis, kept; Keras' rounds float64 with JAX and PyTorch."""
+    return ops.sum(x, axis=-1, keepdims=True) / x.shape[-1]
+
+
+def larger(a, b):
+    """`ops.maximum` of two tensors; Keras' rounds float64 to float32 with PyTorch."""
+    if keras.backend.standardize_dtype(a.dtype) == "float64":
+        return ops.where(a >= b, a, b)
+    return ops.maximum(a, b)
+
+
 def one_each(numbers, capsules):
     """Return `numbers`, of which there has to be one for each of the `capsules`.
 

@@ -14,7 +14,14 @@ import math
 import keras
 from keras import ops
 
-from capsnet.numerics import TYPICAL_BATCH, full, sum_over_first, total
+from capsnet.numerics import (
+    TYPICAL_BATCH,
+    full,
+    mean,
+    sum_over_first,
+    total,
+    with_gradient,
+)
 
 ROUTING_BLOCK_BYTES = 2**22
 """Routing works on so many input capsules at a time that one array of B x J x I
@@ -65,9 +72,8 @@ def iterations(given, rule, squash, routing_gradient):
 
 
 def _layer_norm(s, given):
-    centred = s - ops.mean(s, axis=-1, keepdims=True)
-    variance = ops.mean(ops.square(centred), axis=-1, keepdims=True)
-    normal = centred * ops.rsqrt(variance + LAYER_NORM_EPSILON)
+    centred = s - mean(s)
+    normal = centred * ops.rsqrt(mean(ops.square(centred)) + LAYER_NORM_EPSILON)
     return normal * full(given["gamma"]) + full(given["beta"])
 
 
@@ -138,7 +144,7 @@ def _block_input(normalize, routing_gradient, u, W, V, beta=None):
         `s`, the total input, at least float32, of shape `(J, B, O)`.
     """
 
-    @ops.custom_gradient
+    @with_gradient
     def block_input(*args):
         u, W = args[:2]
         c, pull = _coefficients(normalize, *args)

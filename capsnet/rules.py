@@ -29,7 +29,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from capsnet.numerics import sum_over_first
+from capsnet.numerics import larger, sum_over_first
 
 
 def _largest_over_first(x):
@@ -37,7 +37,7 @@ def _largest_over_first(x):
     while x.shape[0] > 1:  # halves that overlap where their number is odd
         n = x.shape[0]
         half = (n + 1) // 2
-        x = ops.maximum(x[:half], x[n - half :])
+        x = larger(x[:half], x[n - half :])
     return x
 
 
@@ -56,7 +56,7 @@ def softmax(b):
 
 def leaky_softmax(b):
     """As `softmax`, with one more logit of zero, for what is sent nowhere."""
-    largest = ops.maximum(_largest_over_first(b), 0.0)
+    largest = ops.relu(_largest_over_first(b))
     return _softmax(b, largest, leak=ops.exp(-largest))
 
 

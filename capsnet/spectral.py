@@ -51,16 +51,21 @@ def _products_are_rounded():
     return False
 
 
-def _float32_products():
+def _float32_products(x):
     """A context whose matrix products have all of float32's bits, with their gradients.
 
-    Specific to JAX, whose default on accelerators is TF32 or bfloat16.
+    Specific to the backend: JAX's default on accelerators is TF32 or bfloat16, and
+    PyTorch's `autocast` takes half precision wherever the tensor `x` lies.
     """
-    if keras.backend.backend() != "jax":
-        return contextlib.nullcontext()
-    import jax
+    if keras.backend.backend() == "jax":
+        import jax
 
-    return jax.default_matmul_precision("highest")
+        return jax.default_matmul_precision("highest")
+    if keras.backend.backend() == "torch" and hasattr(x, "device"):
+        import torch
+
+        return torch.autocast(x.device.type, enabled=False)
+    return contextlib.nullcontext()
 
 
 def _every(x, axis, start, count, step):
@@ -202,7 +207,7 @@ class SpectralConv2D(keras.layers.Conv2D):
             return super().convolution_op(inputs, kernel)
         if self.form == "patches":
             return self._unfolded(inputs, kernel)
-        with _float32_products():
+        with _float32_products(inputs):
             return self._spectral(inputs, kernel)
 
     def _padded(self, inputs):

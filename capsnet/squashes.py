@@ -50,8 +50,12 @@ def exponential_squash(vectors, axis=-1):
     small, scale = scaled(vectors, axis)
     squared = ops.sum(ops.square(small), axis=axis, keepdims=True)
     length = ops.sqrt(squared + EPSILON * ops.square(1.0 / scale))  # in scaled units
-    half = ops.tanh(length * scale / 2)
-    factor = 2 * half / (1 + half) / length  # 1 - exp(-x): ONNX knows no expm1
+    if keras.backend.standardize_dtype(length.dtype) == "float64":  # JAX's tanh rounds
+        squashed = 1 - ops.exp(-length * scale)
+    else:  # the same for short vectors too: ONNX knows no expm1
+        half = ops.tanh(length * scale / 2)
+        squashed = 2 * half / (1 + half)
+    factor = squashed / length
     return ops.cast(small * factor, vectors.dtype)
 
 

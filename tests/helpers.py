@@ -12,6 +12,7 @@ import h5py
 import keras
 import killed
 import numpy as np
+import pytest
 
 import capsulenet
 from capsulelayers import CapsuleLayer
@@ -223,6 +224,12 @@ def output_and_gradients(layer, inputs, loss):
         keras.ops.convert_to_numpy(output),
         [keras.ops.convert_to_numpy(gradient) for gradient in gradients],
     )
+
+
+needs_float64 = pytest.mark.skipif(
+    keras.backend.backend() == "jax" and "JAX_ENABLE_X64" not in os.environ,
+    reason="JAX computes in float64 where the whole process does",
+)
 
 
 def array(*shape, scale=1.0):

@@ -5,6 +5,7 @@ import pytest
 from helpers import (
     assert_same_weights,
     classifier,
+    needs_float64,
     options,
     predicted,
     small_capsnet,
@@ -329,3 +330,24 @@ def test_a_class_that_is_shown_is_manipulated_where_a_decoder_draws(tmp_path):
 def test_prediction_needs_images():
     with pytest.raises(ValueError, match="no images"):
         capsulenet.predict(small_capsnet()[1], np.zeros((0, 12, 12, 1)))
+
+
+@needs_float64
+def test_the_margin_loss_has_all_digits_of_float64():
+    lengths, labels = (
+        np.float64([[0.1 / 3, 1 / 3, 0.95], [0.9, 0.7, 0.2]]),
+        np.eye(3)[:2],
+    )
+    present = labels * np.maximum(0, 0.9 - lengths) ** 2
+    absent = (1 - labels) * np.maximum(0, lengths - 0.1) ** 2
+    found = margin_loss(
+        *(ops.convert_to_tensor(x, "float64") for x in (labels, lengths))
+    )
+    expected = (present + 0.5 * absent).sum(-1)
+    np.testing.assert_allclose(ops.convert_to_numpy(found), expected, rtol=1e-14)
+
+
+def test_two_networks_name_their_weights_alike():
+    """For PyTorch's `state_dict`, which finds them by their paths."""
+    first, second = (small_capsnet()[0] for _ in range(2))
+    assert [w.path for w in first.weights] == [w.path for w in second.weights]

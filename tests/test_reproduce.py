@@ -2,6 +2,7 @@ import concurrent.futures
 import os
 import re
 
+import keras
 import numpy as np
 import pytest
 
@@ -266,3 +267,15 @@ def test_table_shows_mean_deviation_and_number_of_trials():
     assert "percent, mnist, runs of fewer than 20 epochs:" in short
     assert "| reconstruction | `default`, 10 | `default`, 1 |\n" in short
     assert "| CapsNet-v4 | 3 | yes | 0.90, 1 trial | 0.80, 1 trial |\n" in short
+
+
+def test_the_baselines_take_images_channels_last_whatever_keras_prefers():
+    keras.config.set_image_data_format("channels_first")
+    try:
+        counts = [
+            reproduce.baseline_cnn((28, 28, 1), 10).count_params(),
+            reproduce.pairs_cnn((36, 36, 1), 10).count_params(),
+        ]
+    finally:
+        keras.config.set_image_data_format("channels_last")
+    assert counts == [35_445_522, 24_563_978]

@@ -209,3 +209,23 @@ def test_sums_of_the_softmax_are_no_products_on_an_accelerator(monkeypatch):
     result, _ = rules.softmax(ops.convert_to_tensor(x))
     result = ops.convert_to_numpy(result)
     np.testing.assert_allclose(result, expected, rtol=1e-5)
+
+
+def test_a_layer_is_mapped_over_examples():
+    layer, u = CapsuleLayer(3, 4), array(4, 9, 5)
+    expected = predicted(layer, u)
+    one = lambda u: layer(u[None])[0]
+    mapped = ops.convert_to_numpy(ops.vectorized_map(one, ops.convert_to_tensor(u)))
+    np.testing.assert_allclose(mapped, expected, atol=1e-6)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="of PyTorch")
+def test_pytorch_s_transforms_give_the_gradient_of_each_example():
+    import torch
+
+    layer, u = CapsuleLayer(3, 4), torch.tensor(array(4, 9, 5))
+    length = lambda u: layer(u[None]).square().sum()
+    u.requires_grad_()
+    expected = torch.autograd.grad(layer(u).square().sum(), u)[0]
+    found = torch.func.vmap(torch.func.grad(length))(u.detach())
+    np.testing.assert_allclose(found.detach(), expected, atol=1e-6)

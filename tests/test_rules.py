@@ -7,12 +7,13 @@ from helpers import (
     ROOT,
     array,
     gradient_of_a_slope,
+    needs_float64,
     output_and_gradients,
     predicted,
 )
 from keras import ops
 
-from capsnet import routing, rules
+from capsnet import routing, rules, squashes
 from capsulelayers import CapsuleLayer, Length, PrimaryCap, squash
 
 LAYERS = {
@@ -92,9 +93,9 @@ def by_the_book(name, u, W, *others):
     return v, c
 
 
-def layer_and_values(name, J=3, I=9, O=5, D=4):
+def layer_and_values(name, J=3, I=9, O=5, D=4, **how):
     """A layer, and the values of its inputs and of its weights."""
-    layer = CapsuleLayer(J, O, **LAYERS[name])
+    layer = CapsuleLayer(J, O, **LAYERS[name], **how)
     layer.build((None, I, D))
     values = [array(*w.shape, scale=0.5) for w in layer.trainable_variables]
     layer.set_weights(values)
@@ -156,6 +157,24 @@ def test_second_derivatives_are_those_of_the_formulas(name):
         expected += sign * other * exact(by_the_book(name, *moved)[0]) / (4 * h * h)
     found = sum((g * step).sum() for g, step in zip(gradients, steps) if g is not None)
     assert found == pytest.approx(expected, rel=2e-3, abs=1e-2)
+
+
+@needs_float64
+@pytest.mark.parametrize("name", LAYERS)
+def test_all_digits_of_float64_are_right(name, monkeypatch):
+    monkeypatch.setattr(squashes, "EPSILON", 1e-30)
+    layer, values = layer_and_values(name, dtype="float64")
+    values = [x.astype("float64") for x in values]
+    v = ops.convert_to_numpy(layer(values[0]))
+    np.testing.assert_allclose(v, by_the_book(name, *values)[0], rtol=1e-11)
+
+
+@needs_float64
+def test_close_logits_are_told_apart_in_float64():
+    b = 1e4 + 1e-4 * array(3, 1, 2).astype("float64")
+    c = ops.convert_to_numpy(rules.max_min(ops.convert_to_tensor(b, "float64"))[0])
+    expected = (b - b.min(0)) / np.ptp(b, axis=0)
+    np.testing.assert_allclose(c, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", LAYERS)

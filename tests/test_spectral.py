@@ -174,3 +174,15 @@ def test_what_the_other_forms_do_not_cover_is_direct_or_refused():
         SpectralConv2D(4, 3, conv="spectral").build((None, None, None, 2))
     with pytest.raises(ValueError, match="'fft'"):
         SpectralConv2D(4, 3, conv="fft")
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="of PyTorch")
+def test_autocast_does_not_round_the_products():
+    import torch
+
+    layer = SpectralConv2D(5, 9, 2, conv="spectral")
+    x = ops.convert_to_tensor(array(2, 20, 20, 3))
+    expected = layer(x).detach()
+    with torch.autocast(x.device.type, dtype=torch.bfloat16):
+        found = layer(x).detach()
+    np.testing.assert_array_equal(found.cpu(), expected.cpu())

@@ -118,9 +118,10 @@ def _decoder(image_shape, size, most):
     return keras.Sequential(
         [
             layers.Input(shape=(size,)),
-            layers.Dense(512, activation="relu"),
-            layers.Dense(1024, activation="relu"),
-            layers.Dense(math.prod(drawn), activation="sigmoid", dtype=full),
+            # Named, for PyTorch's `state_dict` to fit the same network once more.
+            layers.Dense(512, "relu", name="dense"),
+            layers.Dense(1024, "relu", name="dense_1"),
+            layers.Dense(math.prod(drawn), "sigmoid", dtype=full, name="dense_2"),
             *last,
         ],
         name="decoder",

@@ -27,7 +27,9 @@ TESTS = [
     "test_networks_photo.py::test_any_keras_model_may_be_the_stem",
     "test_networks_photo.py::test_shared_transformations_are_those_of_a_layer_whose_weights_repeat",
     "test_routing.py",
+    "test_rules.py::test_all_digits_of_float64_are_right",
     "test_rules.py::test_attention_is_that_of_efficient_capsnet",
+    "test_rules.py::test_close_logits_are_told_apart_in_float64",
     "test_rules.py::test_max_min_of_predictions_that_all_agree_equally_is_one",
     "test_rules.py::test_outputs_and_gradients_are_those_of_the_formulas",
     "test_rules.py::test_second_derivatives_are_those_of_the_formulas",
@@ -99,7 +101,9 @@ def test_other_backend(backend, tmp_path):
 
 
 @pytest.mark.skipif("jax" not in OTHERS, reason="JAX beside the backend of the tests")
-def test_the_gradients_are_right_as_jax_compiles_them_for_users():
+def test_numbers_are_right_as_jax_computes_them_for_users():
     # Optimized, XLA computes a number anew in each place and may round it differently.
     name = "test_outputs_and_gradients_are_those_of_the_formulas"
     run_on("jax", f"tests/test_rules.py::{name}", "-k", "whole and not second")
+    # And float64 is there where the whole process has it.
+    run_on("jax", "tests/test_rules.py", "-k", "float64", JAX_ENABLE_X64="1")
