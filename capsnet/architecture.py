@@ -65,12 +65,11 @@ def network(model):
     """
     if model.name in MODELS[1:]:
         return model.name
-    here = [layer for layer in model.layers if getattr(layer, "weights", None)]
-    named = {layer.name: layer for layer in model.layers}
-    names = ("conv1", "primarycap_conv2d", "digitcaps")
-    if [layer.name for layer in here if layer.name != "decoder"] != list(names):
+    learned = {layer.name: layer for layer in model.layers if layer.weights}
+    learned.pop("decoder", None)
+    if list(learned) != ["conv1", "primarycap_conv2d", "digitcaps"]:
         return "own"
-    conv1, primary, digitcaps = map(named.get, names)
+    conv1, primary, digitcaps = learned.values()
     convolved = [(x.activation.__name__, x.padding) for x in (conv1, primary)]
     are_paper_s = convolved == [("relu", "valid"), ("linear", "valid")]
     as_here = all(hasattr(digitcaps, name) for name in (*OF_CAPSULES, "shared"))
