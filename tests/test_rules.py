@@ -1,5 +1,8 @@
 """The routings, each against its paper's formulas written out in float64."""
 
+import os
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -280,6 +283,38 @@ def test_a_rule_of_one_s_own_is_not_replaced_by_another(monkeypatch):
     monkeypatch.setitem(rules.RULES, "mine", mine._replace(leaky=leak))
     leaking = CapsuleLayer(3, 4, routing="mine", leaky=True).rule
     assert leaking.normalize == rules.softmax
+
+
+def test_the_rule_that_the_docs_add_is_one_with_the_gradient_of_its_formula(
+    monkeypatch,
+):
+    with open(os.path.join(ROOT, "docs", "design.md")) as file:
+        section = file.read().split("### A routing")[1].split("###")[0]
+    monkeypatch.setattr(rules, "RULES", dict(rules.RULES))
+    code = re.search(r"```python\n(.*?)```", section, re.DOTALL)[1]
+    known = {"ops": ops, "Rule": rules.Rule, "RULES": rules.RULES}
+    exec(code, known)  # noqa: S102 (the page is ours)
+    layer = CapsuleLayer(3, 5, routing="sigmoid")
+    u = array(2, 9, 4)
+    layer.build(u.shape)
+    W, step = array(3, 9, 5, 4, scale=0.5), array(3, 9, 5, 4)
+
+    def outputs(W):  # of the logits' sums of agreements, see `by_the_book`
+        u_hat = np.einsum("bid,jiod->bjio", u, W)
+        b = np.zeros(u_hat.shape[:3])
+        for _ in range(3):
+            v = textbook_squash(total_inputs(1 / (1 + np.exp(-b)), u_hat))
+            b = b + np.einsum("bjio,bjo->bji", u_hat, v)
+        return v
+
+    layer.set_weights([W])
+    v, (_, gradient) = output_and_gradients(layer, u, ops.sum)
+    u, W = u.astype("float64"), W.astype("float64")
+    np.testing.assert_allclose(v, outputs(W), atol=1e-5)
+    ends = [outputs(W + h * step).sum() for h in (1e-5, -1e-5)]
+    assert (gradient * step).sum() == pytest.approx(
+        (ends[0] - ends[1]) / 2e-5, rel=1e-3
+    )
 
 
 @keras.saving.register_keras_serializable(package="tests")
