@@ -47,6 +47,13 @@ BEYOND = {
 }
 """What a network takes of its own, which its layers and weights tell."""
 
+CONVOLUTIONS = {
+    "photo": {"primarycap_conv2d"},
+    "efficient": {"conv1", "primarycap_depthwise"},
+    "shared": {"conv1", "primarycap_conv2d"},
+}
+"""Layers without which a model is not a network, whatever its name."""
+
 OF_CAPSULES = (
     *("routings", "dim_capsule", "routing_gradient"),
     *("routing", "use_bias", "leaky"),
@@ -63,17 +70,20 @@ def network(model):
     Returns:
         A str, `"own"` for a model that is of none of them.
     """
-    if model.name in MODELS[1:]:
-        return model.name
     learned = {layer.name: layer for layer in model.layers if layer.weights}
+    digitcaps = learned.get("digitcaps")
+    if not all(hasattr(digitcaps, name) for name in (*OF_CAPSULES, "shared")):
+        return "own"
+    if model.name in MODELS[1:]:
+        there = CONVOLUTIONS.get(model.name, set()) <= learned.keys()
+        return model.name if there else "own"
     learned.pop("decoder", None)
     if list(learned) != ["conv1", "primarycap_conv2d", "digitcaps"]:
         return "own"
-    conv1, primary, digitcaps = learned.values()
+    conv1, primary, _ = learned.values()
     convolved = [(x.activation.__name__, x.padding) for x in (conv1, primary)]
     are_paper_s = convolved == [("relu", "valid"), ("linear", "valid")]
-    as_here = all(hasattr(digitcaps, name) for name in (*OF_CAPSULES, "shared"))
-    if are_paper_s and max(conv1.strides) == 1 and as_here and not digitcaps.shared:
+    if are_paper_s and max(conv1.strides) == 1 and not digitcaps.shared:
         return "capsnet"
     return "own"
 

@@ -20,6 +20,7 @@ from keras import layers
 
 import capsulenet
 from capsnet.networks import class_capsules, trio
+from capsnet.options import MODELS
 from capsulelayers import CapsuleLayer, Length, PrimaryCap, SpectralConv2D
 from capsulenet import save_weights
 
@@ -165,13 +166,12 @@ def test_names_that_are_none_are_refused(whole):
         assert len(str(refused.value)) < 300 + len(whole["h5"])
 
 
-def of_pixels():
+def of_pixels(name=None):
     """A model of class capsules that none of the networks is."""
     pixels = keras.Input((12, 12, 1))
     rows = layers.Reshape((12, 12))(pixels)
-    return keras.Model(
-        pixels, Length(name="capsnet")(CapsuleLayer(3, 4, name="digitcaps")(rows))
-    )
+    lengths = Length(name="capsnet")(CapsuleLayer(3, 4, name="digitcaps")(rows))
+    return keras.Model(pixels, lengths, name=name)
 
 
 def like_capsnet(activation="relu", between=None):
@@ -208,6 +208,11 @@ def test_what_has_the_names_of_the_paper_s_network_need_not_be_it(how, tmp_path)
     save_weights(model, path, {"architecture": capsulenet.architecture(model)})
     with pytest.raises(ValueError, match=OF_ONE_S_OWN):
         capsulenet.load_model(path)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_name_of_a_network_does_not_make_it_one(name):
+    assert capsulenet.architecture(of_pixels(name)) == {"model": "own"}
 
 
 def test_a_model_of_one_s_own_is_interrupted_as_any_other(tmp_path, with_callback):
