@@ -345,9 +345,9 @@ def predict(model, images, thresholds=None, share=None):
 
     Raises:
         ValueError: if there are none, or of another shape than the model's, or numbers that
-            are not finite, or integers above 1.
+            are not finite, or not in [0, 1] while there is a decoder.
     """
-    images = as_images(images)
+    images = as_images(images, model)
     outputs = outputs_of(model, images)
     return verdict.judged(model, images, *outputs, thresholds, share)
 

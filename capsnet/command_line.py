@@ -105,7 +105,7 @@ def check_at_once(args):
     if args.weights is not None and not args.resume:
         os.stat(args.weights)
     if not args.predict:
-        options.check_dataset(args.dataset)
+        options.check_data(args)
 
 
 def begin_capsulenet():

@@ -45,13 +45,13 @@ def check_images(images, drawn=False):
             f"images of type {dtype}: must be floats from 0 to 1, such as "
             'x.astype("float32") / 255'
         )
-    if drawn and not 0 <= low <= high <= 1:  # NaN is neither
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise ValueError("images of numbers that are not finite")
+    if drawn and not 0 <= low <= high <= 1:
         raise ValueError(
             f"images from {low:.4g} to {high:.4g}: must be from 0 to 1, or the network "
             "without a decoder, decoder=False"
         )
-    if not (np.isfinite(low) and np.isfinite(high)):
-        raise ValueError("images of numbers that are not finite")
 
 
 def as_set(data, model, trained=False):
@@ -100,10 +100,10 @@ def _check_shape(images, model):
         raise ValueError(f"images of shape {given}: the model takes {expected}")
 
 
-def as_images(images):
-    """Return images as an array of float32; for errors see `check_images`."""
+def as_images(images, model):
+    """Return images for a model as an array of float32; for errors see `check_images`."""
     images = np.asarray(images)
-    check_images(images)
+    check_images(images, drawn=len(model.outputs) > 1)
     return images.astype("float32", copy=False)
 
 

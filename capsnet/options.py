@@ -108,6 +108,25 @@ def check_dataset(name):
         )
 
 
+def check_data(args):
+    """Raise a `ValueError` where the data set is not there, or an option is for another.
+
+    Args:
+        args: namespace with all options.
+    """
+    check_dataset(args.dataset)
+    folder = args.dataset not in NAMED_SETS and os.path.isdir(args.dataset)
+    paired, bent = are_paired(args), args.dataset == "affnist"
+    for names, is_it, what in (
+        (("image_size", "color", "test_share"), folder, "a folder of pictures"),
+        (("overlap_shift",), paired, "--pairs, --dataset multimnist"),
+        (("test_size",), paired or bent, "pairs and --dataset affnist"),
+    ):
+        for name in names:
+            if not is_it and getattr(args, name) != DEFAULTS[name]:
+                raise ValueError(f"--{name}: is for {what}")
+
+
 def of_the_run(args):
     """Return the options that the result of a training depends on, a dict."""
     if args.run_options:

@@ -1,5 +1,5 @@
 import pytest
-from helpers import small_capsnet
+from helpers import small_capsnet, small_data
 
 import capsulenet
 from capsnet.inference import images_at_once
@@ -23,3 +23,12 @@ def test_large_pictures_are_predicted_in_smaller_batches():
 def test_what_is_no_array_of_numbers_is_refused_as_that(given):
     with pytest.raises(ValueError, match="must be an array of numbers, .*not names"):
         capsulenet.predict(small_capsnet()[1], given)
+
+
+@pytest.mark.parametrize("change", [lambda x: x * 255, lambda x: 2 * x - 1])
+def test_images_that_its_decoder_can_not_draw_are_refused(change):
+    images = small_data()[1][0]
+    with pytest.raises(ValueError, match="must be from 0 to 1"):
+        capsulenet.predict(small_capsnet()[1], change(images))
+    without = small_capsnet(decoder=False)[1]
+    assert len(capsulenet.predict(without, change(images)).classes) == len(images)

@@ -63,9 +63,18 @@ def test_help_is_in_groups_with_defaults_where_there_are_values():
         ("--show_routing", "--show_routing: draws test images, so it needs -t"),
         ("-t --json", "--json: is how --predict answers, so it needs --predict FILE"),
         ("-t --resume", "--resume: goes on with a training, and -t is a test"),
+        ("--image_size 14", "--image_size: is for a folder of pictures"),
+        ("-t --dataset FILE --color gray", "--color: is for a folder of pictures"),
+        ("--test_share 0.5", "--test_share: is for a folder of pictures"),
+        ("--overlap_shift 4", "--overlap_shift: is for --pairs, --dataset multimnist"),
+        ("--test_size 9", "--test_size: is for pairs and --dataset affnist"),
     ],
 )
-def test_flags_that_would_do_nothing_say_what_they_need(flags, line, capsys):
+def test_flags_that_would_do_nothing_say_what_they_need(
+    flags, line, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)  # where a training would write
+    flags = flags.replace("FILE", os.path.join(ROOT, "data", "mnist.npz"))
     with pytest.raises(SystemExit) as end:
         capsulenet.main(flags.split())
     assert end.value.code == 2 and f"error: {line}\n" in capsys.readouterr().err

@@ -120,7 +120,8 @@ def some_long(models):
     """The evaluation model where capsules are long, and images with 0 to 3 such."""
     digitcaps = models[1].get_layer("digitcaps")
     before, reader = digitcaps.get_weights(), told_apart.Reader(models[1])
-    x = strokes(12)[0] + np.random.default_rng(0).random((12, 18, 18, 1)) / 2
+    noise = np.random.default_rng(0).random((12, 18, 18, 1)) / 2
+    x = np.minimum(strokes(12)[0] + noise, 1)
 
     def counts(factor):
         digitcaps.set_weights([factor * w for w in before])

@@ -15,7 +15,13 @@ from capsnet.data.batches import check_can_be_paired
 from capsnet.data.folders import load_folder
 from capsnet.data.pairs import pad, paired
 from capsnet.files import keras_home
-from capsnet.options import HELD_OUT, are_held_out, are_paired, check_dataset
+from capsnet.options import (
+    HELD_OUT,
+    are_held_out,
+    are_paired,
+    check_data,
+    check_dataset,
+)
 
 MNIST_PATH = str(pathlib.Path(__file__).parents[2] / "data" / "mnist.npz")
 """The MNIST that a clone of this project has beside its package."""
@@ -146,8 +152,9 @@ def load_for(args, images=None, tests_held_out=False):
 
     Raises:
         OSError: as `load`.
-        ValueError: likewise.
+        ValueError: likewise, and where an option is for another kind of data set.
     """
+    check_data(args)
     data = load(
         args.dataset,
         args.image_size,
