@@ -111,7 +111,7 @@ def CapsNet(
     Raises:
         ValueError: if the images are too small for the two convolutions.
     """
-    check_image_size(input_shape, kernel_size)
+    check_image_size(input_shape, "capsnet", 2 * kernel_size - 1)
     x = layers.Input(shape=input_shape)
     form = {"conv": conv, "data_format": "channels_last"}
     # Layer 1: a conventional convolution.

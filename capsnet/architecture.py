@@ -1,6 +1,7 @@
 """Which network a model is of and what it was built with, as its layers tell it."""
 
 import math
+import operator
 
 from capsnet.options import MODELS
 
@@ -29,14 +30,30 @@ def primary_positions(height, width, kernel_size=KERNEL_SIZE, strides=STRIDES):
     return math.prod(sides) if min(sides) > 0 else 0
 
 
-def check_image_size(input_shape, kernel_size=KERNEL_SIZE):
-    """Raise a `ValueError` where images are too small for the two convolutions."""
-    smallest = 2 * kernel_size - 1
-    if min(input_shape[:2]) < smallest:
+def check_image_size(input_shape, network, smallest, largest=None):
+    """Raise a `ValueError` where a network does not take images of a shape.
+
+    Args:
+        input_shape: tuple `(height, width, channels)`.
+        network: str. Its name, for the error.
+        smallest: int. Pixels that a side has at least.
+        largest: int, optional. Pixels that a side has at most. Defaults to any number.
+    """
+    try:
+        height, width, _ = sides = list(map(operator.index, input_shape))
+    except (TypeError, ValueError):
+        sides = [0]
+    if min(sides) < 1:
         raise ValueError(
-            f"images of {input_shape[0]} x {input_shape[1]} pixels are too small for "
-            f"two {kernel_size} x {kernel_size} convolutions: at least {smallest} x "
-            f"{smallest}"
+            f"input_shape {input_shape!r:.50}: must be (height, width, channels), integers "
+            "above 0"
+        )
+    if min(height, width) < smallest or max(height, width) > (largest or math.inf):
+        taken = f"sides of {smallest} to {largest}"
+        taken = taken if largest else f"at least {smallest} x {smallest} pixels"
+        raise ValueError(
+            f"images of {height} x {width} pixels (height x width): the network {network} "
+            f"takes {taken}; --image_size scales a folder's pictures"
         )
 
 

@@ -109,7 +109,8 @@ def test_it_trains_tests_manipulates_and_predicts_as_any_network(trained, capsys
     (train, model, _), _ = capsulenet.load_model(path)
     built = capsulenet.architecture(train)
     assert built["model"] == "efficient" and built["routing"] == "attention"
-    assert capsulenet.predict(model, array(3, 17, 17, 1)).lengths.shape == (3, 2)
+    images = np.random.default_rng(0).random((3, 17, 17, 1))
+    assert capsulenet.predict(model, images).lengths.shape == (3, 2)
 
 
 @pytest.fixture

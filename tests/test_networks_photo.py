@@ -143,6 +143,25 @@ def test_a_model_of_keras_applications_without_its_top_may_be_the_stem():
 
 
 @pytest.mark.parametrize("network", capsulenet.NETWORKS)
+@pytest.mark.parametrize(
+    "shape",
+    [
+        28,
+        (28, 28),
+        (None, None, 1),
+        (28, 28, 0),
+        (28.0, 28, 1),
+        (28, 28, 1, 1),
+        "28x28",
+    ],
+    ids=str,
+)
+def test_what_is_no_shape_of_images_is_refused_as_that(network, shape):
+    with pytest.raises(ValueError, match="must be .height, width, channels., integers"):
+        capsulenet.NETWORKS[network](shape, 2, None)
+
+
+@pytest.mark.parametrize("network", capsulenet.NETWORKS)
 def test_images_are_drawn_channels_last_whatever_keras_prefers(network):
     keras.config.set_image_data_format("channels_first")
     try:

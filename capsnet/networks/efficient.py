@@ -8,6 +8,7 @@ References:
 import keras
 from keras import layers, ops
 
+from capsnet.architecture import check_image_size
 from capsnet.networks.normalization import batch_normalization
 from capsnet.networks.trio import class_capsules, trio
 from capsnet.numerics import full, part
@@ -56,7 +57,7 @@ def EfficientCapsNet(
     Raises:
         ValueError: if the images have another size.
     """
-    _check_size(*input_shape[:2])
+    check_image_size(input_shape, "efficient", SMALLEST, LARGEST)
     x = inputs = layers.Input(shape=input_shape)
     # Layers 1 to 4: convolutions.
     large = min(input_shape[:2]) >= HALVED_TWICE
@@ -103,11 +104,3 @@ class DepthwiseByPlace(layers.DepthwiseConv2D):
                 places.append(ops.sum(seen * kernel, (1, 2)))
         x = ops.reshape(ops.stack(places, 1), (-1, rows, columns, channels))
         return ops.cast(x + full(self.bias), self.compute_dtype)
-
-
-def _check_size(height, width):
-    if not SMALLEST <= min(height, width) <= max(height, width) <= LARGEST:
-        raise ValueError(
-            f"images of {height} x {width} pixels: the network efficient takes sides of "
-            f"{SMALLEST} to {LARGEST}; --image_size scales a folder's pictures"
-        )

@@ -12,6 +12,7 @@ import math
 import keras
 from keras import layers
 
+from capsnet.architecture import check_image_size
 from capsnet.networks.normalization import batch_normalization
 from capsnet.networks.trio import class_capsules, trio
 from capsnet.rules import kernel_initializer, rule
@@ -133,12 +134,7 @@ def residual_stem(input_shape):
     Raises:
         ValueError: if the pictures are smaller or larger.
     """
-    if not SMALLEST <= min(input_shape[:2]) <= max(input_shape[:2]) <= LARGEST:
-        raise ValueError(
-            f"images of {input_shape[0]} x {input_shape[1]} pixels: the network for "
-            f"pictures takes sides of {SMALLEST} to {LARGEST}; --image_size scales a "
-            "folder's pictures"
-        )
+    check_image_size(input_shape, "photo", SMALLEST, LARGEST)
     halvings = round(math.log2(min(input_shape[:2]) / 8))
     x = inputs = layers.Input(shape=input_shape)
     for index in range(max(1, halvings - 2)):

@@ -51,7 +51,7 @@ def SharedCapsNet(
     Raises:
         ValueError: if the images are too small for the two convolutions.
     """
-    check_image_size(input_shape)
+    check_image_size(input_shape, "shared", 2 * KERNEL_SIZE - 1)
     x = layers.Input(shape=input_shape)
     form = {"conv": conv, "data_format": "channels_last"}
     # Layer 1: a conventional convolution.
