@@ -345,9 +345,3 @@ def test_the_margin_loss_has_all_digits_of_float64():
     )
     expected = (present + 0.5 * absent).sum(-1)
     np.testing.assert_allclose(ops.convert_to_numpy(found), expected, rtol=1e-14)
-
-
-def test_two_networks_name_their_weights_alike():
-    """For PyTorch's `state_dict`, which finds them by their paths."""
-    first, second = (small_capsnet()[0] for _ in range(2))
-    assert [w.path for w in first.weights] == [w.path for w in second.weights]

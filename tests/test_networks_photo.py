@@ -142,6 +142,13 @@ def test_a_model_of_keras_applications_without_its_top_may_be_the_stem():
     assert model.output_shape == (None, 3)
 
 
+@pytest.mark.parametrize("network", capsulenet.NETWORKS.values())
+def test_two_networks_name_their_weights_alike(network):
+    """For PyTorch's `state_dict`, which finds them by their paths."""
+    first, second = (network((20, 20, 1), 2, None)[0] for _ in range(2))
+    assert [w.path for w in first.weights] == [w.path for w in second.weights]
+
+
 @pytest.mark.parametrize("network", capsulenet.NETWORKS)
 @pytest.mark.parametrize(
     "shape",

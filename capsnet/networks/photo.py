@@ -138,22 +138,24 @@ def residual_stem(input_shape):
     halvings = round(math.log2(min(input_shape[:2]) / 8))
     x = inputs = layers.Input(shape=input_shape)
     for index in range(max(1, halvings - 2)):
-        x = _normalised(x, 32, 3, strides=2 if index < halvings - 2 else 1)
+        strides = 2 if index < halvings - 2 else 1
+        x = _normalised(x, f"conv{index + 1}", 32, 3, strides)
         x = layers.ReLU()(x)
     for index, filters in enumerate((32, 64, 128)):
-        x = _residual(x, filters, strides=2 if index >= 3 - min(halvings, 2) else 1)
+        strides = 2 if index >= 3 - min(halvings, 2) else 1
+        x = _residual(x, f"block{index + 1}", filters, strides)
     return keras.Model(inputs, x, name="stem")
 
 
-def _residual(x, filters, strides):
-    y = layers.ReLU()(_normalised(x, filters, 3, strides))
-    y = _normalised(y, filters, 3)
+def _residual(x, name, filters, strides):
+    y = layers.ReLU()(_normalised(x, f"{name}_conv1", filters, 3, strides))
+    y = _normalised(y, f"{name}_conv2", filters, 3)
     if strides > 1 or x.shape[-1] != filters:
-        x = _normalised(x, filters, 1, strides)
+        x = _normalised(x, f"{name}_shortcut", filters, 1, strides)
     return layers.ReLU()(layers.Add()([x, y]))
 
 
-def _normalised(x, filters, kernel_size, strides=1):
+def _normalised(x, name, filters, kernel_size, strides=1):
     """A convolution and batch normalization, whose averages are of ten batches or so."""
     x = layers.Conv2D(
         filters,
@@ -163,5 +165,6 @@ def _normalised(x, filters, kernel_size, strides=1):
         use_bias=False,
         data_format="channels_last",
         kernel_initializer="he_normal",
+        name=name,
     )(x)
-    return batch_normalization(momentum=0.9)(x)
+    return batch_normalization(momentum=0.9, name=f"{name}_normalized")(x)
