@@ -194,7 +194,7 @@ OPTIONS = (
     Option(
         "authors",
         False,
-        "first weights, bias, batch and schedule of the paper's authors' code",
+        "first weights, bias, batch and schedule of the paper's authors' code, for capsnet",
         NETWORK,
     ),
     Option(
@@ -306,7 +306,13 @@ OPTIONS = (
         NETWORK,
         choices=("auto", "yes", "no"),
     ),
-    Option("conv", "auto", "form of the convolutions", NETWORK, choices=CONV_FORMS),
+    Option(
+        "conv",
+        "auto",
+        "form of the convolutions of capsnet and shared",
+        NETWORK,
+        choices=CONV_FORMS,
+    ),
     Option(
         "precision",
         "float32",

@@ -56,6 +56,11 @@ def are_paired(args):
     return args.pairs or args.dataset == "multimnist"
 
 
+def is_folder(args):
+    """Whether the data set is a folder of pictures."""
+    return args.dataset not in NAMED_SETS and os.path.isdir(args.dataset)
+
+
 def are_held_out(args):
     """Whether some training images are held out, to validate on."""
     return args.until > 0 or args.dataset == "affnist"
@@ -115,10 +120,10 @@ def check_data(args):
         args: namespace with all options.
     """
     check_dataset(args.dataset)
-    folder = args.dataset not in NAMED_SETS and os.path.isdir(args.dataset)
     paired, bent = are_paired(args), args.dataset == "affnist"
+    of_folder = ("image_size", "color", "test_share")
     for names, is_it, what in (
-        (("image_size", "color", "test_share"), folder, "a folder of pictures"),
+        (of_folder, is_folder(args), "a folder of pictures"),
         (("overlap_shift",), paired, "--pairs, --dataset multimnist"),
         (("test_size",), paired or bent, "pairs and --dataset affnist"),
     ):

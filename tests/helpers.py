@@ -13,6 +13,7 @@ import keras
 import killed
 import numpy as np
 import pytest
+from PIL import Image
 
 import capsulenet
 from capsulelayers import CapsuleLayer
@@ -385,3 +386,13 @@ def sent(picture):
     file = io.BytesIO()
     picture.save(file, "PNG")
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def save_pictures(root, names=("ape", "bee"), n=5, shape=(6, 5), ending="png"):
+    """A folder of pictures, each of one shade; returns its path."""
+    for label, name in enumerate(names):
+        os.makedirs(os.path.join(root, name))
+        for i in range(n):
+            picture = np.full(shape, (100 * label + i) % 256, "uint8")
+            Image.fromarray(picture).save(os.path.join(root, name, f"{i}.{ending}"))
+    return str(root)

@@ -2,7 +2,7 @@ import os
 
 import numpy as np
 import pytest
-from helpers import pixels
+from helpers import pixels, save_pictures
 from PIL import Image
 
 from capsnet import data as datasets
@@ -11,15 +11,6 @@ from capsnet.data import folders
 from capsnet.data import images as picture_files
 
 pytestmark = pytest.mark.usefixtures("keras_home")
-
-
-def save_pictures(root, names=("ape", "bee"), n=5, shape=(6, 5), ending="png"):
-    for label, name in enumerate(names):
-        os.makedirs(os.path.join(root, name))
-        for i in range(n):
-            picture = np.full(shape, (100 * label + i) % 256, "uint8")
-            Image.fromarray(picture).save(os.path.join(root, name, f"{i}.{ending}"))
-    return str(root)
 
 
 def test_a_folder_of_pictures(tmp_path):

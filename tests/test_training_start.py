@@ -1,7 +1,9 @@
+import argparse
+
 import keras
 import numpy as np
 import pytest
-from helpers import options
+from helpers import options, save_pictures
 
 import capsulenet
 from capsnet import options as options_of
@@ -87,6 +89,25 @@ def test_weights_are_read_where_there_is_nothing_to_resume(tmp_path, squares):
     given = options(tmp_path / "new", dataset=squares, resume=True, weights=path)
     _, resumed, stored = start.prepare(options_of.complete(given))
     assert resumed is None and "conv1" in stored[1]
+
+
+@pytest.mark.usefixtures("keras_home", "small_network")
+def test_a_folder_is_tested_on_what_the_training_left_out(tmp_path):
+    folder, out = save_pictures(tmp_path / "a", n=10, shape=(24, 20)), tmp_path / "out"
+    left_out = ["--test_share", "0.5", "--epochs", "1", "--save_dir", str(out)]
+    capsulenet.main(["--dataset", folder, *left_out])
+    test = {"dataset": folder, "testing": True, "weights": out / "trained_model.h5"}
+    for given, pictures in (({}, 10), ({"test_share": 0.2}, 4)):
+        args = argparse.Namespace(**test, **given)
+        assert len(start.prepare(options_of.complete(args))[0].test[0]) == pictures
+    capsulenet.main(["--dataset", folder, *left_out, "--image_size", "17"])
+    models = capsulenet.load_model(str(out / "trained_model.h5"))[0]
+    larger = small()[0]
+    args = options_of.complete(argparse.Namespace(**test))
+    stored = start.prepare(args)[2]
+    with pytest.raises(ValueError, match="with --image_size 17x17 --color gray"):
+        start.load_weights(larger, args, stored)
+    start.load_weights(models[0], args, stored)
 
 
 @pytest.mark.parametrize("network", ["capsnet", "efficient", "photo"])

@@ -260,7 +260,8 @@ def _kept_with_weights(model, args):
     """What travels with the weights, so that `--predict` needs no flags."""
     if not has_capsules(model):
         return {}
-    return {
+    kept = {"test_share": args.test_share} if options.is_folder(args) else {}
+    return kept | {
         "architecture": architecture(model),
         "class_names": args.class_names,
         "like_mnist": args.like_mnist,

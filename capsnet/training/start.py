@@ -30,6 +30,11 @@ def prepare(args):
     options.check_options(args)
     if args.deterministic:
         devices.make_deterministic()
+    checkpoint = None if args.testing else resume.find(args)
+    stored = None
+    if args.weights is not None and checkpoint is None:
+        stored = weights.read(args.weights)
+        _test_what_was_left_out(args, stored[0])
     data = datasets.load_for(args)
     (x_train, y_train), args.class_names = data.train, data.class_names
     args.shown = datasets.shown(
@@ -38,10 +43,6 @@ def prepare(args):
     if "digit" not in args.given:
         args.digit = datasets.shown_class(data.test[1], args.digit)
     options.check_options(args, n_class=y_train.shape[1])
-    checkpoint = None if args.testing else resume.find(args)
-    stored = None
-    if args.weights is not None and checkpoint is None:
-        stored = weights.read(args.weights)
     told, source = _told(args, stored, checkpoint)
     recipe.choose_network(args, x_train.shape[1:], told, source)
     recipe.fit_to_data(args, y_train, x_train.shape[1:])
@@ -51,6 +52,19 @@ def prepare(args):
     mixed = args.precision == "bfloat16"
     keras.config.set_dtype_policy("mixed_bfloat16" if mixed else "float32")
     return data, resumed, stored
+
+
+def _test_what_was_left_out(args, said):
+    """Take the `--test_share` of the training where none is given, not to test on its images.
+
+    Args:
+        args: namespace with all options.
+        said: dict, what the weights say of themselves.
+    """
+    share, given = said.get("test_share"), "test_share" in args.given
+    told = isinstance(share, float) and 0 < share < 1
+    if args.testing and options.is_folder(args) and told and not given:
+        args.test_share = share
 
 
 @contextlib.contextmanager
@@ -121,10 +135,12 @@ def _check_trained_on(model, args, built, names):
         height, width, channels = built["input_shape"]
         colour = "grey" if channels == 1 else "colour"
         names = names or map(str, range(built["n_class"]))
+        same = f"--image_size {height}x{width} --color {'gray' if channels == 1 else 'rgb'}"
+        same = f", with {same}" if options.is_folder(args) else ""
         raise ValueError(
             f"{args.weights}: was trained on {height} x {width} {colour}, classes "
             f"{', '.join(names)[:200]}, which --dataset {args.dataset} "
-            "is not: give the --dataset it was trained on"
+            f"is not: give the --dataset it was trained on{same}"
         )
 
 
