@@ -128,7 +128,7 @@ def main(argv=None):
             devices.end(error, 1)
         except SystemExit as stop:  # of bad input, which was said
             if hosts > 1:
-                os._exit(stop.code)  # not waiting, so that the others hear of it
+                devices.leave(stop.code)  # not waiting, so that the others hear of it
             raise
     devices.leave_hosts()
     tested = args.gpus * hosts == 1 and are_held_out(args)  # as one device does

@@ -304,10 +304,11 @@ def manipulate_latent(model, data, args):
             the image, are used, see `train`.
 
     Raises:
-        ValueError: if no test image shows `args.digit`, or there is no decoder.
+        ValueError: if no test image shows `args.digit`, there is no decoder, or `data` is
+            not the model's.
     """
     args = options.complete(args)
-    x_test, y_test = data
+    x_test, y_test = data = dimensions.as_test(model, data)
     if "digit" not in args.given:
         args.digit = shown_class(y_test, args.digit)
     check_options(args, n_class=y_test.shape[1])

@@ -198,6 +198,7 @@ from capsnet import data as datasets
 from capsnet.files import write_text
 from capsnet.numerics import on_cpu
 from capsnet.training import devices, fit, recipe
+from capsnet.training.start import policy_kept
 
 CHANNELS_LAST = {"data_format": "channels_last"}
 """As the images are, whatever Keras' global setting."""
@@ -551,7 +552,8 @@ def main(argv=None):
             print(table(rows))
             return
         capsulenet.set_allocator()
-        run_all(args)
+        with policy_kept():
+            run_all(args)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ import os
 import numpy as np
 
 from capsnet import options, pictures
-from capsnet.data import Pairs, TrainingBatches
-from capsnet.inference import predict_in_batches
+from capsnet.data import Bent, Pairs, TrainingBatches
+from capsnet.inference import as_arrays, predict_in_batches
 from capsnet.strokes import measure_strokes
 
 MANIPULATIONS = np.linspace(-0.25, 0.25, 11)
@@ -18,16 +18,26 @@ def some_of(digit, y, seed, most):
     return np.random.default_rng(seed).permutation(np.flatnonzero(y[:, digit]))[:most]
 
 
+def as_test(model, data):
+    """Return images and labels as arrays of NumPy that the manipulation model takes.
+
+    Raises:
+        ValueError: if they are none of its, or there is no such model.
+    """
+    if model is None:
+        raise ValueError(
+            "the network has no decoder, so there is nothing to manipulate"
+        )
+    images, labels, _ = (x.shape[1:] for x in model.inputs)
+    return as_arrays(data, images, *labels)
+
+
 def manipulated(model, x, digit, amounts):
     """Reconstruct images with `amounts` added to each dimension of a class's capsule.
 
     Returns:
         An array `(n, dim_capsule, len(amounts), height, width, channels)`.
     """
-    if model is None:
-        raise ValueError(
-            "the network has no decoder, so there is nothing to manipulate"
-        )
     n_class, dim = model.inputs[2].shape[1:]
     noise = np.zeros((dim, len(amounts), n_class, dim), "float32")
     for d in range(dim):
@@ -77,13 +87,16 @@ def show(model, data, args, digits, images=20):
 
     The change between the two ends of `MANIPULATIONS`, a mean over some images of each
     class, is given in standard deviations among all test images, shifted as the
-    training shifts them.
+    training shifts them. Classes that no pair shows first are left out.
     """
     x_test, y_test = data
     if isinstance(data, Pairs):  # strokes are measured of one digit alone
         x_test, y_test = data.digits[:, 0], data.labels[:, 0]
+        digits = [digit for digit in digits if y_test[:, digit].any()]
     names = options.class_names(args, y_test.shape[1])
-    spread = spread_of(x_test, y_test, args.shift_fraction, args.shifts)
+    moved = isinstance(data, (Bent, Pairs))  # already
+    reach = 0.0 if moved else args.shift_fraction
+    spread = spread_of(x_test, y_test, reach, args.shifts)
     ends = MANIPULATIONS[[0, -1]]
     pairs, effects = [], []
     for digit in digits:

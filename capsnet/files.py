@@ -77,5 +77,7 @@ def open_file(path):
 
 
 def keras_home():
-    """Return where Keras keeps what it downloads."""
-    return os.environ.get("KERAS_HOME") or os.path.expanduser("~/.keras")
+    """Return where Keras keeps what it downloads: under /tmp where it can't write."""
+    home = os.path.expanduser(os.environ.get("KERAS_HOME") or "~/.keras")
+    there = home if os.path.isdir(home) else os.path.dirname(home)
+    return home if os.access(there, os.W_OK) else "/tmp/.keras"

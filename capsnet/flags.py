@@ -194,7 +194,7 @@ OPTIONS = (
     Option(
         "authors",
         False,
-        "first weights, bias, batch and schedule of the paper's authors' code, for capsnet",
+        "first weights, bias, batch and schedule of the paper's authors' code",
         NETWORK,
     ),
     Option(
@@ -306,13 +306,7 @@ OPTIONS = (
         NETWORK,
         choices=("auto", "yes", "no"),
     ),
-    Option(
-        "conv",
-        "auto",
-        "form of the convolutions of capsnet and shared",
-        NETWORK,
-        choices=CONV_FORMS,
-    ),
+    Option("conv", "auto", "form of the convolutions", NETWORK, choices=CONV_FORMS),
     Option(
         "precision",
         "float32",
@@ -347,9 +341,9 @@ OPTIONS = (
     *(Option(name, None, decides=False) for name in _OPEN),
     Option("shown", "one", decides=False),  # classes of a picture, see `data.shown`
     Option("like_mnist", False, decides=False),  # see `data.are_like_mnist`
-    Option("log_interval", 0, decides=False),
+    Option("log_interval", 0, rule=_AT_LEAST_0, decides=False),
     Option("threads", 1, rule=_AT_LEAST_1, decides=False),
-    Option("keep_checkpoints", 2, decides=False),
+    Option("keep_checkpoints", 2, rule=_AT_LEAST_0, decides=False),
     Option("draw_reconstructions", False, decides=False),
 )
 """All options, in the order of `--help`."""

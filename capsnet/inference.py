@@ -71,12 +71,17 @@ def as_set(data, model, trained=False):
         raise ValueError("the model must tell its inputs: functional or Sequential")
     if len(model.inputs) != (len(model.outputs) if trained else 1):
         raise ValueError("of the three models the first is trained, the second tested")
+    sizes = (model.inputs[0].shape[1:], model.outputs[0].shape[-1])
+    return as_arrays(data, *sizes, drawn=len(model.outputs) > 1)
+
+
+def as_arrays(data, shape, n_class, drawn=True):
+    """As `as_set`, of images of a shape without the batch, and a number of classes."""
     images, labels = map(_native, data)
-    check_images(images, drawn=len(model.outputs) > 1)
-    _check_shape(images, model)
+    check_images(images, drawn)
+    _check_shape(images, shape)
     if not len(images):
         raise ValueError("no images to train or test on")
-    n_class = model.outputs[0].shape[-1]
     if labels.ndim != 2 or labels.shape[1] != n_class:
         raise ValueError(
             f"labels of shape {labels.shape} for {n_class} classes: {ONE_HOT}"
@@ -94,8 +99,8 @@ def _native(array):
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder())
 
 
-def _check_shape(images, model):
-    given, expected = images.shape[1:], tuple(model.inputs[0].shape[1:])
+def _check_shape(images, shape):
+    given, expected = images.shape[1:], tuple(shape)
     if given != expected:
         raise ValueError(f"images of shape {given}: the model takes {expected}")
 
@@ -123,7 +128,7 @@ def outputs_of(model, images):
     """
     if not len(images):
         raise ValueError("no images to predict")
-    _check_shape(images, model)
+    _check_shape(images, model.inputs[0].shape[1:])
     outputs = predict_in_batches(model, [images])
     return outputs if len(model.outputs) > 1 else (outputs, None)
 

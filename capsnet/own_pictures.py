@@ -45,7 +45,7 @@ def answer(args, load_model, predict):
     result = predict(model, images, about["thresholds"], args.threshold)
     names = about["class_names"]
     _tell(read, done, result, names, args.json)
-    if args.save_dir != options.DEFAULTS["save_dir"]:
+    if "save_dir" in args.given:
         make_save_dir(args.save_dir)
         path = os.path.join(args.save_dir, "predictions.png")
         titles = [_class(result, i, names) for i in range(len(read))]

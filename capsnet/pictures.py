@@ -249,7 +249,7 @@ def plot_dimensions(pairs, effects, names, path, most=30):
         for column in range(dim):
             axes = grid[row, column]
             image = np.concatenate(list(np.clip(pairs[row][column], 0, 1)), axis=1)
-            axes.imshow(what_shows(image), cmap="gray")
+            axes.imshow(what_shows(image), cmap="gray", vmin=0, vmax=1)
             axes.set_xticks([])
             axes.set_yticks([])
             strongest = np.argmax(np.abs(effects[row][column]))
@@ -305,7 +305,7 @@ def draw_images(rows, titles, heading, path, width=10):
         axes.axis("off")
         if index < count:
             image = np.concatenate([np.clip(row[index], 0, 1) for row in rows])
-            axes.imshow(what_shows(image), cmap="gray")
+            axes.imshow(what_shows(image), cmap="gray", vmin=0, vmax=1)
             lines = (textwrap.fill(line, 19) for line in titles[index].split("\n"))
             axes.set_title("\n".join(lines), fontsize=8, parse_math=False)
     figure.suptitle(heading, fontsize=9)

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 
 from capsnet import options, pictures
 from capsnet.architecture import network
+from capsnet.inference import as_set
 
 IMAGES = 4
 """Test images that are shown, of as many classes."""
@@ -172,7 +173,7 @@ def show(model, data, args):
         data: `(x_test, y_test)`.
         args: namespace; `class_names`, `save_dir` and `seed`, which chooses the images.
     """
-    x_test, y_test = data
+    x_test, y_test = as_set(data, model)
     names = options.class_names(args, y_test.shape[1])
     order = np.random.default_rng(args.seed).permutation(len(x_test))
     true = np.argmax(y_test, 1)

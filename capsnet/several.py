@@ -65,7 +65,7 @@ def right(y, lengths, shown):
         shown: likewise.
 
     Returns:
-        A boolean array `(n,)`.
+        A boolean tensor `(n,)`.
     """
     same = ops.equal(present(lengths, shown), ops.convert_to_tensor(y) > 0.5)
     return ops.all(same, axis=-1)

@@ -72,8 +72,9 @@ def test_hidden_files_and_what_is_no_picture_are_passed_over(tmp_path, capsys):
     assert len(data.train[0]) + len(data.test[0]) == 20
     assert "readable" not in capsys.readouterr().out
     below = datasets.pictures_under(str(tmp_path))
-    assert len(below) == 24 and below == sorted(below)
+    assert len(below) == 20 and below == sorted(below)
     assert all(name.lower().endswith(".png") for name in below)
+    assert not any("/." in name.removeprefix(str(tmp_path)) for name in below)
 
 
 def test_folders_train_and_test_are_taken_as_they_are(tmp_path):

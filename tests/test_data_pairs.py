@@ -132,3 +132,26 @@ def test_multimnist_is_of_36_pixels_and_its_test_of_as_many_pairs_as_are_asked_f
     assert (
         data.test.x.shape == (7, 36, 36, 1) and data.test.y.sum(1).tolist() == [2] * 7
     )
+
+
+@pytest.mark.parametrize("balance", [False, True])
+def test_the_commonest_pair_and_classes_are_what_is_drawn(balance):
+    y = np.eye(3, dtype="float32")[np.repeat([0, 1, 2], [2000, 300, 200])]
+    x = np.zeros((len(y), 2, 2, 1), "float32")
+    batches = TrainingBatches(x, y, len(y), overlap=0, balance=balance)
+    shown = []
+    for epoch in range(20):
+        batches.draw(epoch)
+        shown.append(batches[0][1][0])
+    shown = np.concatenate(shown)
+    assert (shown.sum(1) == 2).all()
+    _, counts = np.unique(shown, axis=0, return_counts=True)
+    assert counts.max() / len(shown) == pytest.approx(batches.commonest, abs=0.01)
+    if balance:
+        np.testing.assert_allclose(shown.mean(0), 2 / 3, atol=0.01)
+
+
+def test_the_margin_of_pairs_comes_off():
+    for side in (17, 28, 29, 32, 64):
+        x = np.random.default_rng(0).random((2, side, side + 3, 1))
+        np.testing.assert_array_equal(datasets.unpad(datasets.pad(x)), x)

@@ -6,7 +6,12 @@ import pytest
 from helpers import options
 from PIL import Image
 
+import capsulenet
+from capsnet import dimensions, routes
 from capsnet import pictures as drawing
+from capsnet.data import bent, pad, paired
+from capsnet.options import complete
+from capsnet.strokes import measure_strokes
 from capsulenet import manipulate_latent
 
 
@@ -92,3 +97,54 @@ def test_a_digit_that_is_no_class_is_refused(trained, tmp_path, digit):
     args = options(tmp_path, digit=digit)
     with pytest.raises(ValueError, match=f"--digit {digit}: the classes are 0 to 2"):
         manipulate_latent(trained.trio[2], trained.data[1], args)
+
+
+def test_images_are_those_of_the_model(trained, tmp_path):
+    (x, y), model = trained.data[1], trained.trio[2]
+    for data, why in (
+        ((np.uint8(255 * x), y), "images of type uint8: must be floats from 0 to 1"),
+        ((255 * x, y), "images from 0 to 255: must be from 0 to 1"),
+        ((x[:, :11], y), r"images of shape \(11, 12, 1\): the model takes"),
+        ((x, y[:, :2]), "for 3 classes"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            manipulate_latent(model, data, options(tmp_path))
+        if data[0] is not x:
+            with pytest.raises(ValueError, match=why):
+                routes.show(trained.trio[1], data, complete(options(tmp_path)))
+    swapped = x.astype(x.dtype.newbyteorder()), y.tolist()
+    manipulate_latent(model, swapped, options(tmp_path, seed=0))
+    routes.show(trained.trio[1], swapped, complete(options(tmp_path, seed=0)))
+    with pytest.raises(ValueError, match="no decoder"):
+        manipulate_latent(None, (x, y), options(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["pairs", "bent"])
+def test_strokes_are_compared_with_digits_as_the_test_shows_them(
+    tmp_path, monkeypatch, kind
+):
+    _, (x, y) = capsulenet.load_mnist()
+    shown = y[:40].argmax(1)
+    if kind == "bent":
+        data = bent(pad(x[:40], 6), y[:40])
+        digits, first = data.x, shown
+    else:
+        data = paired(pad(x[:9]), y[:9], count=9)  # some digits are second alone
+        digits, first = data.digits[:, 0], data.labels[:, 0].argmax(1)
+    seen, names = [], []
+    monkeypatch.setattr(
+        dimensions, "effects_on_strokes", lambda drawn, spread: seen.append(spread)
+    )
+    monkeypatch.setattr(
+        drawing, "plot_dimensions", lambda *given: names.extend(given[2])
+    )
+    monkeypatch.setattr(
+        dimensions,
+        "manipulated",
+        lambda model, x, digit, amounts: np.zeros((len(x), 1, 2, *x.shape[1:])),
+    )
+    args = complete(options(tmp_path, seed=0))
+    dimensions.show(None, data, args, np.flatnonzero(data.y.any(0)))
+    expected = np.std(measure_strokes(digits), axis=0)
+    np.testing.assert_allclose(seen[0], expected, rtol=1e-5)
+    assert names == [str(digit) for digit in np.unique(first)]

@@ -83,3 +83,13 @@ def test_a_death_while_a_folder_is_tried_leaves_nothing_there(tmp_path, monkeypa
         monkeypatch.setattr(os, name, lambda *args, **kwargs: None)
     files.make_save_dir(str(tmp_path / "a" / "b"))
     assert os.listdir(tmp_path / "a" / "b") == []
+
+
+def test_the_home_of_keras_is_where_keras_says(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("KERAS_HOME", "~/kept")
+    assert files.keras_home() == str(tmp_path / "kept")
+    monkeypatch.delenv("KERAS_HOME")
+    assert files.keras_home() == str(tmp_path / ".keras")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert files.keras_home() == "/tmp/.keras"

@@ -89,6 +89,7 @@ def test_the_documentation_has_the_table():
     "option, value, message",
     [
         ("epochs", -1, "--epochs -1"),
+        ("keep_checkpoints", -1, "--keep_checkpoints -1: must be at least 0"),
         ("batch_size", 0, "--batch_size 0"),
         ("lr", -0.1, "--lr -0.1"),
         ("lr", float("nan"), "--lr nan"),

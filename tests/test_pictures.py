@@ -211,6 +211,7 @@ def test_predictions_stand_above_their_reconstructions(figures):
     for n, drawn in enumerate(pairs.values()):
         np.testing.assert_array_equal(drawn[:8], images[n])
         np.testing.assert_array_equal(drawn[8:], np.clip(reconstructions[n], 0, 1))
+    assert {axes.images[0].get_clim() for axes in figures[0].axes[:12]} == {(0, 1)}
     np.testing.assert_array_equal(alone["$title1"], images[1])
     headings = [figure.get_suptitle() for figure in figures]
     assert headings == ["pictures, reconstructions below", "pictures"]

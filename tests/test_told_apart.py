@@ -223,3 +223,13 @@ def test_labels_that_are_none_are_refused(tmp_path, labels, why):
     np.savez(tmp_path / "a.npz", x_train=x, y_train=labels, x_test=x, y_test=labels)
     with pytest.raises(ValueError, match=why):
         datasets.load(str(tmp_path / "a.npz"))
+
+
+def test_pairs_of_mnist_s_digits_are_known_as_such_by_any_name(tmp_path):
+    (x, y), _ = capsulenet.load_mnist()
+    x, y = datasets.pad(x[:200]), y[:200]
+    data = (x, y), datasets.paired(x, y, count=20)
+    model = capsulenet.CapsNet((36, 36, 1), 10, 1, **SMALL, decoder=False)[0]
+    capsulenet.train(model, data, options(tmp_path, pairs=True, batch_size=100))
+    _, about = capsulenet.load_model(str(tmp_path / "trained_model.h5"))
+    assert about["like_mnist"]

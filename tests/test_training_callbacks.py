@@ -134,6 +134,12 @@ def test_several_devices_draw_no_pictures(tmp_path, monkeypatch):
     assert "Reconstructions" in kinds[0] and "Reconstructions" not in kinds[1]
 
 
+def test_a_network_without_a_decoder_draws_no_pictures(tmp_path):
+    model = small_capsnet(decoder=False)[0]
+    train(model, small_data(), options(tmp_path, draw_reconstructions=True))
+    assert (tmp_path / "trained_model.h5").exists()
+
+
 @pytest.mark.skipif(
     not importlib.util.find_spec("tensorflow"), reason="TensorBoard's summaries"
 )

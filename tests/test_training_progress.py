@@ -1,5 +1,7 @@
 import pytest
+from helpers import small_train
 
+from capsnet.training import fit
 from capsnet.training import progress as watch
 
 
@@ -95,3 +97,19 @@ def test_nothing_is_expected_after_the_training():
     assert progress.since is not None
     progress.on_train_end()
     assert progress.since is None
+
+
+def test_no_watch_goes_on_after_a_training_that_failed(monkeypatch, tmp_path):
+    watched = []
+
+    class Watch(watch.Progress):
+        def on_train_batch_end(self, batch, logs=None):
+            watched.append(self)
+            raise OSError("the disk is gone")
+
+    monkeypatch.setattr(fit, "Progress", Watch)
+    with pytest.raises(OSError, match="the disk is gone"):
+        small_train(tmp_path)
+    (progress,) = watched
+    assert progress.over and progress.since is None
+    progress._watch()  # ends at once

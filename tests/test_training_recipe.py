@@ -145,3 +145,17 @@ def test_images_that_are_composed_are_not_changed_beside_that(network, dataset):
     bends = ("rotation", "zoom", "shear", "elastic")
     for change in (*bends, "erase", "brightness", "tint"):
         assert getattr(args, change) == getattr(plain, change), change
+
+
+@pytest.mark.parametrize("flags", [[], ["--routing", "auto"]])
+def test_auto_is_the_routing_that_the_weights_tell(flags):
+    told = {"model": "capsnet", "routing": "max_min", "routings": 2, "use_bias": True}
+    args = typed(*flags)
+    recipe.choose_network(args, (28, 28, 1), told, "w.h5")
+    assert (args.routing, args.routings, args.use_bias) == ("max_min", 2, True)
+
+
+def test_classes_of_half_precision_are_counted():
+    y = np.eye(2, dtype="float16")[np.repeat([0, 1], [9000, 1000])]
+    assert recipe.is_balanced(typed(), y)
+    assert not recipe.is_balanced(typed(), y[:0])

@@ -15,7 +15,7 @@ from capsnet.training import resources
 
 
 def test_describe_names_the_forms():
-    line = resources.describe(small_capsnet(conv="patches")[0])
+    line, _ = resources.describe(small_capsnet(conv="patches")[0], 10).splitlines()
     assert "conv1 patches, primarycap_conv2d patches" in line
 
 

@@ -12,7 +12,7 @@ from capsnet.data.images import (
     fit_picture,
     read_picture,
 )
-from capsnet.data.pairs import Pairs, pad, paired, shown, shown_class
+from capsnet.data.pairs import Pairs, pad, paired, shown, shown_class, unpad
 from capsnet.data.sets import hold_out, load, load_for, load_mnist
 
 __all__ = [
@@ -43,4 +43,5 @@ __all__ = [
     "shown_class",
     "shows_several",
     "transform_images",
+    "unpad",
 ]

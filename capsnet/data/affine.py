@@ -15,6 +15,7 @@ import numpy as np
 
 from capsnet.data.changes import shift_images, transform_images
 from capsnet.data.pairs import TEST_SEED, pad
+from capsnet.errors import first_line
 
 SIDE = 40
 """Pixels of affNIST's images."""
@@ -166,10 +167,9 @@ def load_mat(path, typical):
             raise ValueError(f"label_int from {given.min()} to {given.max()}")
         y = np.eye(10, dtype="float32")[labels]
     except Exception as error:  # whatever another file makes the reader raise
-        reason = str(error).splitlines()[0] if str(error) else repr(error)
         raise ValueError(
             f"--affnist {path}: not a file of affNIST (a version-5 .mat file with the "
-            f"struct affNISTdata): {reason[:200]}"
+            f"struct affNISTdata): {first_line(error)[:200]}"
         ) from error
     x = images[..., np.newaxis].astype("float32") / 255
     if _lie_on_their_side(x[:CHUNK], labels[:CHUNK], typical):

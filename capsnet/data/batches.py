@@ -40,11 +40,11 @@ def check_can_be_paired(x, y):
         raise ValueError(f"--pairs: these images can't be overlapped: {why}")
 
 
-def _partners(classes, first, rng):
-    """Draw for each image one of another class, each such image as likely."""
-    second = rng.integers(len(classes), size=len(first), dtype="int32")
+def _partners(classes, first, draw):
+    """Draw for each image one of another class, by a function of how many to draw."""
+    second = draw(len(first)).astype("int32")
     while (alike := np.flatnonzero(classes[second] == classes[first])).size:
-        second[alike] = rng.integers(len(classes), size=alike.size)
+        second[alike] = draw(alike.size)
     return second
 
 
@@ -124,6 +124,9 @@ class TrainingBatches(keras.utils.PyDataset):
             shown = (*np.transpose(y), ~np.any(y, axis=1))
             groups = [np.flatnonzero(of_class) for of_class in shown]
             self.groups = [members for members in groups if len(members)]
+        self.chances = np.zeros(len(x))  # that an image is drawn next
+        for members in self.groups:
+            self.chances[members] += 1 / (len(self.groups) * len(members))
         self.commonest = self._commonest(y)
         self.classes = np.argmax(y, 1)
         self.seed = seed
@@ -134,20 +137,30 @@ class TrainingBatches(keras.utils.PyDataset):
         rng = np.random.default_rng((self.seed, epoch))
         self.order = np.resize(self._order(rng), len(self) * self.batch_size)
         if self.parts > 1:
-            self.order = np.append(self.order, _partners(self.classes, self.order, rng))
+            draw = self._draw_any(rng)
+            self.order = np.append(
+                self.order, _partners(self.classes, self.order, draw)
+            )
         self.augmentation.draw(len(self.order), rng)
 
     def _commonest(self, y):
         """The share of the commonest class, or set of them, among what is drawn."""
-        if self.parts > 1:  # as often as the two commonest classes meet
-            return 2 * np.prod(np.sort(np.mean(y, axis=0))[-2:])
-        drawn = np.zeros(len(y))
-        for members in self.groups:
-            drawn[members] += 1 / (len(self.groups) * len(members))
         kinds = np.argmax(y, 1)
         if shows_several(y):
             kinds = np.unique(y, axis=0, return_inverse=True)[1].ravel()
-        return np.bincount(kinds, drawn).max()
+        shares = np.bincount(kinds, self.chances)
+        if self.parts == 1:
+            return shares.max()
+        meet = np.outer(shares / (1 - shares), shares)  # the second is of another class
+        meet += meet.T
+        return np.max(meet, where=~np.eye(len(meet), dtype=bool), initial=0)
+
+    def _draw_any(self, rng):
+        """A function that draws so many images, those of all classes as often if asked."""
+        n = len(self.x)
+        if len(self.groups) == 1:
+            return lambda count: rng.integers(n, size=count)
+        return lambda count: rng.choice(n, count, p=self.chances)
 
     def _order(self, rng):
         """The images of an epoch, each once, or as many of each class."""

@@ -94,13 +94,19 @@ def load_folder(path, image_size=None, color="auto", test_share=0.2, seed=0):
 
 
 def pictures_under(path):
-    """Return the paths of the pictures in a folder and those below it, sorted."""
-    return sorted(
-        os.path.join(folder, name)
-        for folder, _, names in os.walk(path)
-        for name in names
-        if name.lower().endswith(PICTURES)
-    )
+    """Return the paths of the pictures in a folder and those below it, sorted.
+
+    What is hidden is passed over, as in a data set.
+    """
+    found = []
+    for folder, folders, names in os.walk(path):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [os.path.join(folder, name) for name in names if _is_picture(name)]
+    return sorted(found)
+
+
+def _is_picture(name):
+    return name.lower().endswith(PICTURES) and not name.startswith(".")
 
 
 def _sub_folders(path):
@@ -118,7 +124,7 @@ def _pictures(path):
     return sorted(
         (entry.path, *_version(entry))
         for entry in os.scandir(path)
-        if entry.name.lower().endswith(PICTURES) and not entry.name.startswith(".")
+        if _is_picture(entry.name)
     )
 
 
@@ -224,7 +230,7 @@ def _read_pictures(path, files, image_size, color):
                 "(image_size)"
             )
             pictures = [other.resize(size) for other in pictures]
-            values = 0
+            values = len(pictures) * math.prod(size) * 3
         if size is not None and picture.size != size:
             picture = picture.resize(size)
         readable.append(index)

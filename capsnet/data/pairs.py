@@ -69,6 +69,12 @@ def pad(images, margin=None):
     return np.pad(images, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
 
 
+def unpad(images):
+    """Take off the margin that `pad` gives, of a ninth of the shorter side then."""
+    margin = min(images.shape[1:3]) // 9
+    return images[:, margin:-margin, margin:-margin]
+
+
 def paired(x, y, count=None, shift=6, seed=TEST_SEED):
     """Overlap images of different classes to the fixed pictures of a test.
 

@@ -154,7 +154,7 @@ def _drawing(dark, threshold):
         where, part, main, *traits = _parts(dark, 0.35 * level)
     ink, count, cut, first, last = traits
     size = last[:, main] - first[:, main]
-    if main is None or max(size) < max(dark.shape) / 30:  # a speck
+    if max(size) < max(dark.shape) / 30:  # a speck
         return drawn, 0
     gap = np.maximum(first - last[:, [main]], first[:, [main]] - last).max(0)
     kept = (ink > 0.1 * ink[main]) & (gap <= max(size) / 2) & (cut <= cut[main])

@@ -14,6 +14,7 @@ from capsnet.data.arrays import Data, from_arrays, load_npz
 from capsnet.data.batches import check_can_be_paired
 from capsnet.data.folders import load_folder
 from capsnet.data.pairs import pad, paired
+from capsnet.errors import first_line
 from capsnet.files import keras_home
 from capsnet.options import (
     HELD_OUT,
@@ -231,7 +232,7 @@ def _download(name, load_data, files, origin, folder):
         return load_data()
     except Exception as error:  # Keras raises a bare Exception without a network
         raise ValueError(
-            f"--dataset {name}: can't be downloaded ({str(error).splitlines()[0]}); "
+            f"--dataset {name}: can't be downloaded ({first_line(error)}); "
             f"put {files} from {origin} into {folder}"
         ) from error
 

@@ -64,7 +64,14 @@ def use_cpu(count):
 def end(message, code):
     """Say why, and end the process at once: JAX would wait for the other hosts."""
     print(f"{os.path.basename(sys.argv[0])}: error: {message}", file=sys.stderr)
-    sys.stderr.flush()
+    leave(code)
+
+
+def leave(code):
+    """End the process at once, when what it has said is written."""
+    for said in (sys.__stdout__, sys.stderr):
+        with contextlib.suppress(OSError):
+            said.flush()
     os._exit(code)
 
 

@@ -63,6 +63,7 @@ def run(model, data, args, compile_model, signals=False):
         if signals:
             stack.enter_context(interruption)
         progress = Progress(devices.PATIENCE if hosts > 1 else None)
+        stack.callback(progress.stop)
         try:
             end, batches = _fit(
                 model, data, args, compile_model, [progress, interruption]
@@ -117,10 +118,9 @@ def _fit(model, data, args, compile_model, watching):
     if args.seed is None:
         args.seed = devices.draw_seed()
     batches, validation_batches = _batches(model, data, args)
-    # The digits of a pair together fill 20 / 28 of it, on average.
-    of_pairs = args.dataset == "multimnist"
-    args.like_mnist = of_pairs or datasets.are_like_mnist(data[0][0])
     labels, paired = (part[1] for part in data), options.are_paired(args)
+    x = datasets.unpad(data[0][0]) if paired else data[0][0]
+    args.like_mnist = datasets.are_like_mnist(x)
     args.shown = datasets.shown(*labels, are_paired=paired)
     compile_model(model, args, len(batches))
     resources.check_step(model, batches.batch_size)
@@ -312,7 +312,7 @@ def callbacks_of(model, args, batches, start, checkpoint, x_test):
             )
         )
         drawn = args.draw_reconstructions and not options.are_paired(args)
-        if drawn and devices.replicas() == 1:
+        if drawn and len(model.outputs) > 1 and devices.replicas() == 1:
             used.append(callbacks.Reconstructions(x_test[:10], args.save_dir))
     else:
         print(

@@ -32,10 +32,11 @@ def only_run(save_dir):
     try:
         lock.acquire(blocking=False)
     except filelock.Timeout:
-        with open(holder) as file:
-            who = file.read()
+        who = "another process"
+        with contextlib.suppress(OSError), open(holder) as file:
+            who = f"process {file.read()}"
         raise OSError(
-            f"--save_dir {save_dir}: process {who} trains there; wait for it, or choose "
+            f"--save_dir {save_dir}: {who} trains there; wait for it, or choose "
             "another directory"
         ) from None
     try:
@@ -49,7 +50,7 @@ def only_run(save_dir):
 
 
 _HALF_WRITTEN = re.compile(
-    r"(checkpoint-\d+|best|trained_model|interrupted_model|log)\.\d+\.tmp\..+"
+    r"(checkpoint-\d+|best|trained_model|interrupted_model|log|)\.\d+\.tmp\..+"
 )
 """Temporary names of the files that a training writes, see `whole_file`."""
 

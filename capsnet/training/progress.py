@@ -27,6 +27,7 @@ class Progress(keras.callbacks.Callback):
         self.epoch = self.step = 0
         self.longest = 0.0
         self.since = None  # when the step in progress began, if it is timed
+        self.over = False
         self.compiled = set()
 
     def on_train_begin(self, logs=None):
@@ -52,9 +53,13 @@ class Progress(keras.callbacks.Callback):
         """Note a step of the validation."""
         self._end("test")
 
+    def stop(self):
+        """Watch no longer, also where the training ended in an error."""
+        self.since, self.over = None, True
+
     def on_train_end(self, logs=None):
         """Watch no longer."""
-        self.since = None
+        self.stop()
 
     def where(self):
         """Return where the training is, in words."""
@@ -80,7 +85,7 @@ class Progress(keras.callbacks.Callback):
         self.since = now
 
     def _watch(self):
-        while True:
+        while not self.over:
             time.sleep(1)
             since, limit = self.since, max(self.limit, 10 * self.longest)
             if since is not None and time.monotonic() - since > limit:

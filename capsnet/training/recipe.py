@@ -43,9 +43,10 @@ def choose_network(args, shape, told=None, source=None):
     if args.authors and args.model != "capsnet":
         raise ValueError(_no_such_choice(args, "authors"))
     told = told or {}
-    other = "routing" in args.given and args.routing != told.get("routing", "dynamic")
+    other = args.routing not in ("auto", told.get("routing", "dynamic"))
     for name in TOLD if not other else ():
-        if name in told and name not in args.given:
+        is_open = name not in args.given or getattr(args, name) == "auto"
+        if name in told and is_open:
             setattr(args, name, told[name])
             args.given = [*args.given, name]
     if args.authors and not told:
@@ -119,7 +120,7 @@ def fit_to_data(args, labels, shape):
 
 def is_balanced(args, labels):
     """Whether all classes are drawn equally often, by `--balance` and one-hot labels."""
-    uneven = args.balance == "auto" and _are_uneven(np.sum(labels, 0))
+    uneven = args.balance == "auto" and _are_uneven(np.count_nonzero(labels, 0))
     return args.balance == "yes" or bool(uneven)
 
 
@@ -173,7 +174,7 @@ def say_counts(labels, names, balance):
         names: list of str. The classes.
         balance: `"yes"` or `"no"`, see `--balance`.
     """
-    counts = labels.sum(0).astype(int)
+    counts = np.count_nonzero(labels, 0)
     shown = ", ".join(f"{name} {count}" for name, count in zip(names, counts[:20]))
     print(f"Training images of each class: {shown}{', ...' * (len(counts) > 20)}")
     missing = [name for name, count in zip(names, counts) if not count]
@@ -197,4 +198,4 @@ def say_counts(labels, names, balance):
 
 
 def _are_uneven(counts):
-    return counts.max() > UNEVEN * counts[counts > 0].min()
+    return np.any(counts) and counts.max() > UNEVEN * counts[counts > 0].min()

@@ -83,16 +83,17 @@ def check_step(model, batch_size):
     )
 
 
-def describe(model, batch_size=None):
+def describe(model, batch_size):
     """Describe what is about to be trained.
 
     Args:
         model: the training model.
-        batch_size: int, optional. With it comes a line on sizes and memory.
+        batch_size: int.
 
     Returns:
         A line that names the backend and the forms of the convolutions, and whether XLA
-        compiles; then numbers of capsules and parameters and the memory of a step.
+        compiles; of capsules then their number, that of parameters and the memory of a
+        step.
     """
     forms = [
         f"{layer.name} {layer.form}"
@@ -103,7 +104,7 @@ def describe(model, batch_size=None):
         forms.append("compiled by XLA: the first step takes longer")
     lines = [f"Backend {keras.backend.backend()}: {', '.join(forms)}"]
     names = [layer.name for layer in model.layers]
-    if batch_size and "digitcaps" in names:
+    if "digitcaps" in names:
         needed = step_memory(model, batch_size)
         capsules = math.prod(model.get_layer("digitcaps").input.shape[1:-1])
         lines.append(

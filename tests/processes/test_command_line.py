@@ -115,6 +115,9 @@ def test_a_folder_of_digits_from_training_to_prediction(tmp_path, call, capsys):
     verdicts = {line["verdict"] for line in lines}
     assert "one" in verdicts and verdicts <= {"one", "none", "two", "unsure"}
     assert (tmp_path / "seen" / "predictions.png").exists()
+    with pytest.raises(SystemExit):
+        call("--predict", "digits/two", "-w", weights, "--save_dir", "./result")
+    assert (tmp_path / "result" / "predictions.png").exists()
     printed = call("--predict", *first, "-w", weights)
     assert printed.out.count("one ") >= 2 and str(first[0]) in printed.out
 

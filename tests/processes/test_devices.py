@@ -276,3 +276,13 @@ def test_a_host_alone_does_not_wait_for_ever(folder, cheap_jax):
     line = stderr.splitlines()[-1]
     assert f"host 0 of 2, coordinator {address}: the hosts did not come" in line
     assert "together in 1 seconds" in line and devices.PATIENCE == 40
+
+
+def test_a_process_that_ends_at_once_has_said_what_it_said():
+    program = "from capsnet.training import devices; print('before'); "
+    program += "devices.end('a host is gone', 3)"
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+    how = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True}
+    ended = subprocess.run([sys.executable, "-c", program], check=False, **how)
+    assert (ended.returncode, ended.stdout) == (3, "before\n")
+    assert ended.stderr.endswith("-c: error: a host is gone\n")
