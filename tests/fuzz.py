@@ -92,7 +92,7 @@ def main(kind, source, first):
         print("begin", number, flush=True)
         signal.alarm(SECONDS)
         if read is read_weights:
-            signal.setitimer(signal.ITIMER_VIRTUAL, 1.0)
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0.3)
         try:
             print("same" if read(path) == expected else "other")
         except (ValueError, OSError):

@@ -47,7 +47,9 @@ def foreign_files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("foreign")
     (folder / "foreign.h5").write_bytes(b"not HDF5")
     capsulenet.save_weights(
-        capsulenet.CapsNet((28, 28, 1), 10, 3, dim_capsule=8)[0],
+        capsulenet.CapsNet((28, 28, 1), 10, 3, dim_capsule=8, filters=16, n_channels=4)[
+            0
+        ],
         str(folder / "eight.h5"),
     )
     whole = (folder / "eight.h5").read_bytes()
@@ -95,10 +97,12 @@ def foreign(foreign_files, tmp_path):
             f"-t -r 1 -w {ROOT}/result/trained_model.h5",
             "trained_model.h5 was trained with --routings 3",
         ),
-        ("-t -w eight.h5", "'digitcaps' has shapes [(10, 1152, 8, 8)]"),
+        ("-t -w eight.h5", "'digitcaps' has shapes [(10, 144, 8, 8)]"),
     ],
 )
-def test_bad_input_is_one_clear_line(args, message, foreign, monkeypatch, capsys):
+def test_bad_input_is_one_clear_line(
+    args, message, foreign, monkeypatch, capsys, small_network
+):
     monkeypatch.chdir(foreign)
     with pytest.raises(SystemExit) as caught:
         capsulenet.main(args.split())

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import scipy.io
 
+from capsnet import bent, options
 from capsnet import data as datasets
-from capsnet import options
 from capsnet.data import affine, sets
 
 
@@ -130,6 +130,21 @@ def test_the_original_files_are_read_upright(tmp_path, digits, columns_first, dt
     np.testing.assert_allclose(read.x, test.x, atol=0.5 / 255)
     np.testing.assert_array_equal(read.y, y)
     assert read.changes is None
+
+
+def test_the_original_file_is_tested_in_place_of_bent_digits(
+    tmp_path, digits, monkeypatch
+):
+    few = datasets.Data(*datasets.load_mnist(), tuple("0123456789"))
+    few = few._replace(train=tuple(array[:500] for array in few.train))
+    monkeypatch.setattr(sets, "_load", lambda *args: few)
+    original = affine.bent(*digits, count=6)
+    path = mat(tmp_path / "test.mat", original.x[..., 0], original.y.argmax(1))
+    args = argparse.Namespace(dataset="affnist", affnist=path)
+    test = datasets.load_for(options.complete(args)).test
+    np.testing.assert_allclose(test.x, original.x, atol=0.5 / 255)
+    bent.show(test, np.ones(6, bool), str(tmp_path))  # how they are bent is not known
+    assert [file.name for file in tmp_path.iterdir()] == ["test.mat"]
 
 
 def test_files_that_are_none_are_refused_in_one_line(tmp_path, monkeypatch):

@@ -147,8 +147,18 @@ def test_colour_and_networks_without_decoder_are_explored(network):
             assert step.picture.ndim == 3 and step.lengths.shape == (3,)
 
 
-def test_threads_take_turns(explorer, trained):
-    images = trained.data[1][0][:8]
+def test_threads_take_turns(explorer, trained, monkeypatch):
+    images, inside, most = trained.data[1][0][:8], [], []
+    predict = explorer._predict
+
+    def one_at_a_time(*given):
+        inside.append(given)
+        most.append(len(inside))
+        answer = predict(*given)
+        inside.pop()
+        return answer
+
+    monkeypatch.setattr(explorer, "_predict", one_at_a_time)
     expected = [explorer.answer(image, "").lengths for image in images]
     found = [None] * len(images)
 
@@ -161,6 +171,7 @@ def test_threads_take_turns(explorer, trained):
     for thread in threads:
         thread.join()
     np.testing.assert_array_equal(found, expected)
+    assert most == [1] * 16
 
 
 def test_one_image_is_convolved_directly():

@@ -7,7 +7,9 @@ from capsnet.networks import PhotoCapsNet
 
 
 def test_larger_images_are_predicted_in_smaller_batches():
-    small, large = (capsulenet.CapsNet((side, side, 1), 3, 1)[1] for side in (28, 44))
+    size = {"filters": 1, "dim_primary": 1, "decoder": False}
+    networks = [capsulenet.CapsNet((side, side, 1), 3, 1, **size) for side in (28, 44)]
+    small, large = (models[1] for models in networks)
     assert images_at_once(small) == 500
     assert images_at_once(large) == 500 * 36 // 14**2
     assert images_at_once(small_capsnet()[1]) == 500

@@ -47,9 +47,12 @@ def test_the_reconstruction_loss_is_spelled_in_several_ways(text, value):
     assert args.use_reconstruction_loss is value
 
 
-def test_the_loss_is_weighted_as_a_sum_over_pixels():
-    args = main.build_parser().parse_args([])
-    assert main.training_options(args).lam_recon == pytest.approx(0.0005 * 784)
+def test_the_training_is_that_of_the_pytorch_capsnet():
+    args = vars(main.training_options(main.build_parser().parse_args([])))
+    assert args["lam_recon"] == pytest.approx(0.0005 * 784)
+    recipe = {"optimizer": "lamb", "lr": 0.01, "lr_decay": 1.0, "shift_fraction": 0.0}
+    recipe |= {"schedule": "exponential", "balance": "no", "keep_checkpoints": 0}
+    assert recipe.items() <= args.items()
 
 
 @pytest.mark.parametrize(

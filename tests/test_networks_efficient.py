@@ -1,3 +1,4 @@
+import functools
 import math
 import os
 
@@ -14,6 +15,7 @@ from helpers import (
 from keras import ops
 
 import capsulenet
+from capsnet.networks import SharedCapsNet
 from capsnet.networks.efficient import DepthwiseByPlace
 from capsnet.options import ROUTINGS
 from capsnet.squashes import exponential_squash
@@ -113,6 +115,28 @@ def test_it_trains_tests_manipulates_and_predicts_as_any_network(trained, capsys
     assert capsulenet.predict(model, images).lengths.shape == (3, 2)
 
 
+@pytest.mark.parametrize("network", ["photo", "shared"])
+def test_the_other_networks_do_so_too_and_go_on(
+    network, data_file, tmp_path, monkeypatch, capsys
+):
+    if network == "shared":  # the paper's 256 filters take seconds
+        small = functools.partial(SharedCapsNet, filters=16, n_channels=4)
+        monkeypatch.setitem(capsulenet.NETWORKS, network, small)
+    common = ["--dataset", str(data_file), "--save_dir", str(tmp_path)]
+    how = ["--model", network, "--epochs", "2", "--batch_size", "10", "--verbose", "0"]
+    capsulenet.main([*common, *how, "--seed", "3", "--pause_after", "1"])
+    capsulenet.main([*common, *how, "--resume"])
+    assert not (tmp_path / "run-1").exists()
+    path = str(tmp_path / "trained_model.h5")
+    capsulenet.main(["-t", "-w", path, *common, "--show_routing", "--seed", "1"])
+    assert "Test acc" in capsys.readouterr().out
+    assert {"manipulate-1.png", "routing-0.png"} <= set(os.listdir(tmp_path))
+    (train, model, _), _ = capsulenet.load_model(path)
+    assert capsulenet.architecture(train)["model"] == network
+    images = np.random.default_rng(0).random((3, 17, 17, 1))
+    assert capsulenet.predict(model, images).lengths.shape == (3, 2)
+
+
 @pytest.fixture
 def without_decoder(tmp_path):
     """A network without a decoder, and the file of its weights."""
@@ -172,14 +196,20 @@ def test_a_file_of_another_network_or_routing_is_refused_by_name(trained, capsys
         assert said.format(path) in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("network", capsulenet.NETWORKS)
-@pytest.mark.parametrize("how", [*ROUTINGS, "leaky", "bias"])
+@pytest.mark.parametrize(
+    "network, how",
+    [
+        *(("capsnet", how) for how in (*ROUTINGS, "leaky", "bias")),
+        *((other, "leaky and bias") for other in capsulenet.NETWORKS),
+        *((other, "max_min") for other in ("photo", "efficient", "shared")),
+    ],
+)
 def test_a_file_of_weights_tells_the_routing_of_any_network(network, how, tmp_path):
-    flags = {"leaky": {"leaky": True}, "bias": {"use_bias": True}}
-    flags = {"routing": "dynamic", **flags.get(how, {"routing": how})}
-    model = capsulenet.NETWORKS[network]((17, 17, 1), 2, None, **flags, decoder=False)[
-        0
-    ]
+    flags = {"leaky": "leaky" in how, "use_bias": "bias" in how, "decoder": False}
+    flags |= {"routing": how if how in ROUTINGS else "dynamic"}
+    if network in ("capsnet", "shared"):
+        flags |= {"filters": 8, "n_channels": 2}
+    model = capsulenet.NETWORKS[network]((17, 17, 1), 2, None, **flags)[0]
     path, built = str(tmp_path / "w.h5"), capsulenet.architecture(model)
     assert flags.items() <= built.items()
     capsulenet.save_weights(model, path, {"architecture": built})
@@ -282,6 +312,7 @@ def test_the_same_command_with_resume_goes_on(data_file, tmp_path):
     capsulenet.main([*common, "--resume"])
     with open(tmp_path / "log.csv") as log:
         assert len(log.readlines()) == 3
+    assert not (tmp_path / "run-1").exists()
 
 
 def test_the_command_line_trains_by_another_routing_and_tests_it(

@@ -8,8 +8,9 @@ from keras import optimizers
 
 import capsulenet
 from capsnet import command_line, options
+from capsnet.rules import RULES
 from capsnet.spectral import CONV_FORMS
-from capsnet.training.optimizers import OPTIMIZERS
+from capsnet.training.optimizers import OPTIMIZERS, optimizer
 
 
 def choices(name):
@@ -20,6 +21,15 @@ def test_choices_are_what_the_code_knows():
     assert choices("conv") == CONV_FORMS == options.CONV_FORMS
     assert dict.fromkeys(choices("optimizer")) == dict.fromkeys(OPTIMIZERS)
     assert OPTIMIZERS["adam"] is optimizers.Adam
+    assert dict.fromkeys(choices("routing")) == dict.fromkeys(["auto", *RULES])
+    assert choices("model") == ("auto", *capsulenet.NETWORKS)
+
+
+def test_a_cosine_falls_to_zero_with_the_last_step():
+    args = argparse.Namespace(schedule="cosine", lr=0.1, epochs=4)
+    rate = optimizer(options.complete(args), steps=5)._learning_rate
+    rates = [float(rate(step)) for step in (0, 10, 20)]
+    assert rates == pytest.approx([0.1, 0.05, 0], abs=1e-6)
 
 
 def test_every_option_has_its_default_for_train_and_on_the_command_line():

@@ -3,13 +3,15 @@ import os
 import keras
 import numpy as np
 import pytest
-from helpers import small_capsnet
+from helpers import SMALL, options, small_capsnet
 from keras import ops
 from PIL import Image
 
 from capsnet import routes
 from capsnet.networks import EfficientCapsNet, PhotoCapsNet
+from capsnet.options import complete
 from capsulelayers import CapsuleLayer, PrimaryCap
+from capsulenet import CapsNet
 
 
 @pytest.fixture(scope="module")
@@ -109,3 +111,20 @@ def test_places_that_are_not_known_are_not_guessed():
 def test_the_places_of_the_other_networks_are_known(network, places):
     found, extent = routes.places_of(network((24, 32, 1), 2)[1])
     assert found == places and extent is None
+
+
+def test_four_images_of_as_many_classes_are_shown(tmp_path, monkeypatch):
+    model = small_capsnet_of(6)
+    y = np.eye(6, dtype="float32")[np.repeat(np.arange(6), [9, 1, 1, 5, 1, 1])]
+    x = np.random.default_rng(0).random((18, 12, 12, 1), "float32")
+    shown = []
+    monkeypatch.setattr(
+        routes, "plot_routing", lambda image, *rest: shown.append(image) or 0
+    )
+    routes.show(model, (x, y), complete(options(tmp_path, seed=0)))
+    indices = [int(np.flatnonzero((x == image).all((1, 2, 3)))[0]) for image in shown]
+    assert len({int(y[index].argmax()) for index in indices}) == len(indices) == 4
+
+
+def small_capsnet_of(n_class):
+    return CapsNet((12, 12, 1), n_class, **SMALL)[1]

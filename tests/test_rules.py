@@ -348,3 +348,15 @@ def test_three_layers_of_any_routing_learn(name):
     history = model.fit(*given, batch_size=24, epochs=8, verbose=0).history
     assert np.isfinite(history["loss"]).all()
     assert history["accuracy"][-1] > 0.9
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_masked_capsules_send_nothing_by_any_routing_nor_where_they_share(name):
+    layer = CapsuleLayer(3, 5, shared=True, **LAYERS[name])
+    u, mask = array(2, 4, 3, 6), np.arange(24).reshape(2, 4, 3) % 5 > 0
+    sent = np.where(mask[..., None], u, 0)
+    expected = ops.convert_to_numpy(layer(sent))
+    found = layer(np.where(mask[..., None], u, np.nan), mask=mask)
+    np.testing.assert_allclose(ops.convert_to_numpy(found), expected, atol=1e-6)
+    routed = ops.convert_to_numpy(layer.route(u, mask)[-1].outputs)
+    np.testing.assert_allclose(routed, expected, atol=1e-5)

@@ -21,6 +21,8 @@ LENGTHS = np.array(
 def test_the_longest_are_there_or_those_that_are_long(shown, classes):
     told = ops.convert_to_numpy(present(LENGTHS, shown))
     np.testing.assert_array_equal(told, np.array(classes) > 0)
+    tied = ops.convert_to_numpy(present(np.float32([[0.3, 0.9, 0.3]]), shown))
+    assert tied.tolist() == [[shown == "two", True, False]]  # the first of equal ones
 
 
 def test_one_wrong_class_makes_a_picture_wrong():

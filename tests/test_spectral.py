@@ -19,6 +19,19 @@ def test_pytorch_s_newer_names_for_precision_are_taken(monkeypatch):
     assert layer.form == "direct"
 
 
+@pytest.mark.parametrize(
+    "how", [{"groups": 2}, {"dilation_rate": 2}, {"data_format": "channels_first"}]
+)
+def test_groups_dilation_and_channels_first_are_direct_or_refused(how):
+    shape = (None, 4, 40, 40) if "data_format" in how else (None, 40, 40, 4)
+    layer = SpectralConv2D(64, 9, **how)
+    layer.build(shape)
+    assert layer.form == "direct"
+    for conv in ("spectral", "patches"):
+        with pytest.raises(ValueError, match=f"conv='{conv}' needs channels_last, no"):
+            SpectralConv2D(64, 9, conv=conv, **how).build(shape)
+
+
 CONVOLUTIONS = [
     # height, width, channels, kernel, strides, padding
     (20, 20, 3, 9, 2, "valid"),  # the primary capsules on MNIST

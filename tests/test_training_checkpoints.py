@@ -39,6 +39,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, harm, capsy
     train(classifier(), small_data(), args)
     assert [row["epoch"] for row in read_log(tmp_path)] == [0, 1, 2]
     assert checkpoints.last_checkpoint(tmp_path)["epochs"] == 3
+    assert not (tmp_path / "run-1").exists()
 
 
 def test_a_full_disk_leaves_the_files_that_were_there(tmp_path, monkeypatch):

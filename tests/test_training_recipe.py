@@ -1,4 +1,5 @@
 import argparse
+import math
 
 import numpy as np
 import pytest
@@ -159,3 +160,11 @@ def test_classes_of_half_precision_are_counted():
     y = np.eye(2, dtype="float16")[np.repeat([0, 1], [9000, 1000])]
     assert recipe.is_balanced(typed(), y)
     assert not recipe.is_balanced(typed(), y[:0])
+
+
+def test_the_authors_batch_and_decay_are_those_of_their_code():
+    args = typed("--authors", "--model", "capsnet")
+    recipe.fit_to_data(args, labels(*[6000] * 10), (28, 28, 1))
+    assert args.batch_size == 128 and args.schedule == "exponential"
+    in_2000_steps = args.lr_decay ** (2000 / math.ceil(60_000 / 128))
+    assert in_2000_steps == pytest.approx(0.96, abs=1e-4)

@@ -41,6 +41,22 @@ def test_a_picture_s_stem_counts_towards_the_memory():
     assert 0.5e9 < large < 4e9
 
 
+@pytest.mark.parametrize(
+    "error, code, text",
+    [
+        (FloatingPointError("the loss is nan\nin epoch 3"), 1, "the loss is nan"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (OSError(28, "No space left", "a.h5"), 2, "a.h5: No space left"),
+        (ValueError("--lr -1"), 2, "--lr -1"),
+    ],
+)
+def test_errors_that_are_no_defects_are_a_line_and_a_code(error, code, text, capsys):
+    with pytest.raises(SystemExit) as end, command_line.one_line_errors():
+        raise error
+    assert end.value.code == code
+    assert capsys.readouterr().err.endswith(f": error: {text}\n")
+
+
 def test_memory_that_runs_out_all_the_same_is_one_line(capsys):
     class ResourceExhaustedError(Exception):
         pass

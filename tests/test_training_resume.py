@@ -37,6 +37,7 @@ def test_a_run_in_parts_ends_as_one_in_one_piece(tmp_path, build, changes):
     train(models[0], data, options(whole, **args))
     for model in models[1:]:
         train(model, data, options(parts, resume=True, pause_after=1, **args))
+    assert not (parts / "run-1").exists()  # where a run from the start moves another
     log, expected = (without_seconds(read_log(path)) for path in (parts, whole))
     assert [row["epoch"] for row in log] == [0, 1, 2]
     for row, other in zip(log, expected):
@@ -61,10 +62,11 @@ def test_resuming_nothing_says_so_and_starts(tmp_path, capsys):
 
 
 def test_resuming_a_finished_run_trains_no_more(tmp_path):
-    train(classifier(), small_data(), options(tmp_path, seed=0))
+    first = train(classifier(), small_data(), options(tmp_path, seed=0))
     model = classifier()
     train(model, small_data(), options(tmp_path, resume=True))
-    assert len(read_log(tmp_path)) == 1
+    assert len(read_log(tmp_path)) == 1 and not (tmp_path / "run-1").exists()
+    assert_same_weights(model, first)
     ended = classifier()
     load_weights(ended, str(tmp_path / "trained_model.h5"))
     assert_same_weights(model, ended)

@@ -96,10 +96,15 @@ def test_a_folder_is_tested_on_what_the_training_left_out(tmp_path):
     folder, out = save_pictures(tmp_path / "a", n=10, shape=(24, 20)), tmp_path / "out"
     left_out = ["--test_share", "0.5", "--epochs", "1", "--save_dir", str(out)]
     capsulenet.main(["--dataset", folder, *left_out])
+    train = argparse.Namespace(dataset=folder, test_share=0.5, save_dir=str(out))
+    images = start.prepare(options_of.complete(train))[0].train[0]
+    trained_on = {x.tobytes() for x in images}  # each of another shade
     test = {"dataset": folder, "testing": True, "weights": out / "trained_model.h5"}
     for given, pictures in (({}, 10), ({"test_share": 0.2}, 4)):
         args = argparse.Namespace(**test, **given)
-        assert len(start.prepare(options_of.complete(args))[0].test[0]) == pictures
+        tested = start.prepare(options_of.complete(args))[0].test[0]
+        assert len(tested) == pictures
+        assert given or not {x.tobytes() for x in tested} & trained_on
     capsulenet.main(["--dataset", folder, *left_out, "--image_size", "17"])
     models = capsulenet.load_model(str(out / "trained_model.h5"))[0]
     larger = small()[0]

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from helpers import SMALL, assert_same_weights, predicted, small_capsnet
 
+import capsulenet
+from capsnet.weights import files
 from capsulenet import CapsNet, PhotoCapsNet, load_weights, save_weights
 
 
@@ -219,3 +221,9 @@ def test_weights_of_half_precision_are_stored_as_the_numbers_that_they_are(tmp_p
     load_weights(changed(model), path)
     for a, b in zip(model.get_weights(), kept):
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_file_that_takes_too_long_to_read_is_refused(whole, monkeypatch):
+    monkeypatch.setattr(files, "SECONDS_TO_READ", 0)
+    with pytest.raises(ValueError, match="a.h5: not a readable .*it takes too long"):
+        capsulenet.load_model(whole["h5"])

@@ -170,6 +170,8 @@ def test_a_damaged_picture_among_a_thousand_costs_a_line(tmp_path, call, small_n
         ("capsulenet-multi-gpu.py", "--lr", "-1"),
         ("capsulenet-multi-gpu.py", "--help"),
         ("main.py", "--threads", "x"),
+        ("demo.py", "--port", "80"),
+        ("demo.py", "-w", "nowhere.h5"),
         ("reproduce.py", "--help"),
         ("reproduce.py", "--seed", "1"),
         ("-m", "capsnet", "--foo"),

@@ -61,6 +61,7 @@ def address():
         yield re.search(r"The page: (\S+)", server.stdout.readline())[1]
         server.send_signal(signal.SIGINT)
         server.communicate()
+        assert server.returncode == 0
 
 
 @pytest.fixture(scope="module")

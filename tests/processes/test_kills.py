@@ -63,6 +63,7 @@ def test_a_run_killed_at_random_ends_with_the_same_bits(
     log, arrays = what_it_leaves(whole / "results", total)
     log_of_broken, arrays_of_broken = what_it_leaves(broken / "results", total)
     assert len(log) == total and log_of_broken == log
+    assert len(list((whole / "results").glob("checkpoint-*.json"))) == total  # all
     for name, expected in arrays.items():
         assert expected.keys() == arrays_of_broken[name].keys()
         for path, array in expected.items():

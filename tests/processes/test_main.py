@@ -106,6 +106,7 @@ def test_cifar10_is_trained_from_its_own_format(call, cifar_home, monkeypatch):
         "--dataset cifar10 --num-conv-in-channel 3 --input-width 32 --input-height 32 "
         "--primary-unit-size 2048 --epochs 80 --num-routing 1 "
         "--use-reconstruction-loss yes --regularization-scale 0.0005 "
+        "--num-conv-out-channel 16 "
         "--epochs 1 --batch-size 10",
     )
     assert "digitcaps/W: (10, 2048, 16, 8)" in printed
