@@ -15,7 +15,6 @@ import argparse
 import csv
 import gzip
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -113,9 +112,13 @@ def capsules(dataset, out, flags=()):
     command = [sys.executable, os.path.join(HERE, "..", "capsulenet.py")]
     command += ["--dataset", dataset, "--save_dir", out, *flags]
     began = time.perf_counter()
-    subprocess.run(command, check=True)
+    with subprocess.Popen(command) as training:
+        _, status, used = os.wait4(training.pid, 0)  # of this child alone
+        training.returncode = os.waitstatus_to_exitcode(status)
+    if training.returncode:
+        raise subprocess.CalledProcessError(training.returncode, command)
     seconds = time.perf_counter() - began
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9
+    peak = used.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
     import capsulenet
     from capsnet import data
 

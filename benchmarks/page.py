@@ -189,7 +189,9 @@ def main():
         )
         rows = [row("start, until the page answers", starts)]
         rows += of_page(chromium, address, args.times)
-        rows.append(of_visitors(chromium, address, args.visitors, args.times // 5))
+        rows.append(
+            of_visitors(chromium, address, args.visitors, max(1, args.times // 5))
+        )
         chromium.close()
     server.send_signal(signal.SIGINT)
     server.communicate()

@@ -319,7 +319,7 @@ def work(name, batch_size):
         answer = {
             "seconds": timed_steps(model, batches, json.loads(line)["steps"]),
             "peak_memory": peak_memory(),
-            "flops": direct_flops(model, args.routings) if name not in NETWORKS else 0,
+            "flops": None if name in NETWORKS else direct_flops(model, args.routings),
         }
         print(json.dumps(answer), file=answers, flush=True)
 
@@ -474,6 +474,7 @@ def summarise(answers, batch_size, rate):
             ratios[column] = statistics.median(found) if found else None
             ratios[f"{column}_min"] = min(found, default=None)
             ratios[f"{column}_max"] = max(found, default=None)
+        of_peak = given[-1]["flops"]
         rows.append(
             {
                 "contestant": name,
@@ -481,7 +482,7 @@ def summarise(answers, batch_size, rate):
                 "images_a_second": batch_size / seconds,
                 "peak_memory_gb": given[-1]["peak_memory"] / 1e9,
                 **ratios,
-                "fraction_of_peak": given[-1]["flops"] * batch_size / seconds / rate,
+                "fraction_of_peak": of_peak and of_peak * batch_size / seconds / rate,
             }
         )
     return rows
@@ -502,14 +503,18 @@ def print_table(rows):
     )
     for row in rows:
         shown = [row[kind + end] for kind in _RATIOS for end in ("", "_min", "_max")]
-        shown = ["" if ratio is None else f"{ratio:.2f}" for ratio in shown]
+        shown = map(_shown, shown)
         print(
             f"{row['contestant']:32}{row['seconds']:8.3f}{row['images_a_second']:10.1f}"
-            f"{row['peak_memory_gb']:9.2f}{row['fraction_of_peak']:9.2f}"
+            f"{row['peak_memory_gb']:9.2f}{_shown(row['fraction_of_peak']):>9}"
             + "".join(
                 f"{ratio:>{width}}" for ratio, width in zip(shown, 3 * (12, 7, 7))
             )
         )
+
+
+def _shown(number):
+    return "" if number is None else f"{number:.2f}"
 
 
 def write_csv(rows, path):
@@ -607,7 +612,9 @@ def parse(argv):
     add("--worker", choices=installed, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if min(args.batch_size, args.rounds, args.steps) < 1 or args.warmup < 0:
-        parser.error("--batch_size, --rounds and --steps must be at least 1")
+        parser.error(
+            "--batch_size, --rounds, --steps: at least 1; --warmup: at least 0"
+        )
     return args
 
 

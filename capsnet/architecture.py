@@ -78,6 +78,13 @@ OF_CAPSULES = (
 """What any network takes for its class capsules, under the names of `CapsuleLayer`."""
 
 
+def class_capsules(model):
+    """Return a model's layer of class capsules, None where it is none of this library."""
+    layer = {layer.name: layer for layer in model.layers}.get("digitcaps")
+    ours = all(hasattr(layer, name) for name in (*OF_CAPSULES, "shared"))
+    return layer if ours else None
+
+
 def network(model):
     """Return which of `MODELS` a model is of, as its name tells it, or its layers.
 
@@ -88,8 +95,8 @@ def network(model):
         A str, `"own"` for a model that is of none of them.
     """
     learned = {layer.name: layer for layer in model.layers if layer.weights}
-    digitcaps = learned.get("digitcaps")
-    if not all(hasattr(digitcaps, name) for name in (*OF_CAPSULES, "shared")):
+    digitcaps = class_capsules(model)
+    if digitcaps is None:
         return "own"
     if model.name in MODELS[1:]:
         there = CONVOLUTIONS.get(model.name, set()) <= learned.keys()

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from capsnet.architecture import class_capsules
 from capsnet.several import ONE_HOT
 
 
@@ -14,11 +15,11 @@ def images_at_once(model):
 
     500 digits of MNIST, fewer where there are more primary capsules than their 1,152,
     or more pixels than 64 x 64 in a network for pictures; 100 for a network without
-    capsules.
+    capsules of this library.
     """
-    if "digitcaps" not in [layer.name for layer in model.layers]:
+    digitcaps = class_capsules(model)
+    if digitcaps is None:
         return 100
-    digitcaps = model.get_layer("digitcaps")
     if digitcaps.shared:
         return max(1, min(500, 500 * 64**2 // math.prod(model.inputs[0].shape[1:3])))
     return max(1, min(500, 500 * 1152 // digitcaps.input.shape[1]))

@@ -6,6 +6,7 @@ Keras is not imported, so that `--help` and what is typed wrong are answered at 
 import argparse
 import difflib
 import json
+import numbers
 import operator
 import os
 import warnings
@@ -83,6 +84,7 @@ def check_options(args, n_class=None):
     """
     for option in OPTIONS:
         value = getattr(args, option.name, option.default)
+        _check_kind(option, value)
         if option.rule and not option.rule[0](value):
             raise ValueError(f"--{option.name} {value}: must be {option.rule[1]}")
         if option.choices and value not in option.choices:
@@ -102,6 +104,20 @@ def check_options(args, n_class=None):
         raise ValueError("--affnist: is a test of --dataset affnist")
     if n_class is not None and args.digit != "all" and not 0 <= args.digit < n_class:
         raise ValueError(f"--digit {args.digit}: the classes are 0 to {n_class - 1}")
+
+
+def _check_kind(option, value):
+    """Raise a `ValueError` where a value that Python gave is of another kind."""
+    kind = option.type if option.type in (int, float) else type(option.default)
+    if value is option.default or (option.name, value) == ("digit", "all"):
+        return
+    for one, what, fits in (
+        (bool, "True or False", lambda: value in (True, False)),
+        (int, "an integer", lambda: isinstance(value, numbers.Integral)),
+        (float, "a number", lambda: isinstance(value, numbers.Real)),
+    ):
+        if kind is one and not fits():
+            raise ValueError(f"--{option.name} {value!r:.50}: must be {what}")
 
 
 def check_dataset(name):

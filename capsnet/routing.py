@@ -96,7 +96,7 @@ def _parts(u, W):
 
 
 def _sum_of_parts(parts):
-    """Sum over the dimensions of the input capsules, in at least float32."""
+    """Sum over the dimensions of input capsules, one by one in at least float32."""
     return total(
         full(part if len(part.shape) == 3 else sum_over_first(part)) for part in parts
     )

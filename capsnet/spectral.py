@@ -139,8 +139,9 @@ class SpectralConv2D(keras.layers.Conv2D):
         super().build(input_shape)
         self.form = self._choose_form(input_shape)
         if self.form == "direct" and max(self.strides) > 1:
-            # XLA on a CPU takes 20 times as long for the gradient of this.
-            self.supports_jit = not self._on_cpu
+            # XLA on a CPU takes 20 times as long for the gradient of this; JAX has no other.
+            tensorflow = keras.backend.backend() == "tensorflow"
+            self.supports_jit = not (self._on_cpu and tensorflow)
 
     def _choose_form(self, input_shape):
         covered = (

@@ -21,6 +21,8 @@ from keras import layers
 import capsulenet
 from capsnet.networks import class_capsules, trio
 from capsnet.options import MODELS
+from capsnet.training import callbacks
+from capsnet.training.resources import step_memory
 from capsulelayers import CapsuleLayer, Length, PrimaryCap, SpectralConv2D
 from capsulenet import save_weights
 
@@ -255,3 +257,39 @@ def test_models_that_can_not_be_trained_are_told_why(tmp_path):
     within = keras.Model(pixels, of_pixels()(pixels))
     with pytest.raises(ValueError, match="not lie in a model within"):
         capsulenet.train(within, small_data(), options(tmp_path))
+
+
+@keras.saving.register_keras_serializable(package="test")
+class Others(layers.Layer):
+    """Class capsules by another hand, with what theirs are usually called."""
+
+    num_capsule, routings = 3, 2
+
+    def build(self, shape):
+        self.kernel = self.add_weight((shape[-1], 3 * 4))
+
+    def call(self, x):
+        return keras.ops.reshape(keras.ops.mean(x, 1) @ self.kernel, (-1, 3, 4))
+
+
+def test_class_capsules_by_another_hand_are_trained_and_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        callbacks, "FIRST_STEPS", 2
+    )  # after which capsules are looked at
+    pixels = keras.Input((12, 12, 1))
+    rows = layers.Reshape((12, 12))(pixels)
+    states, last = layers.GRU(5, return_sequences=True, return_state=True)(rows)
+    rows = layers.Concatenate()([states, layers.RepeatVector(12)(last)])
+    lengths = Length(name="capsnet")(Others(name="digitcaps")(rows))
+    model, data = keras.Model(pixels, lengths), small_data()
+    capsulenet.train(model, data, options(tmp_path))
+    assert capsulenet.architecture(model) == {"model": "own"}
+    assert capsulenet.predict(model, data[1][0]).lengths.shape == (23, 3)
+
+
+@pytest.mark.parametrize("layer", [Others(), CapsuleLayer(3, 4)])
+def test_the_memory_of_a_step_counts_all_outputs(layer):
+    pixels = keras.Input((12, 12))
+    states, *last = layers.LSTM(5, return_sequences=True, return_state=True)(pixels)
+    model = keras.Model(pixels, [layer(states), *last])
+    assert step_memory(model, 10) > step_memory(keras.Model(pixels, states), 10)

@@ -26,7 +26,7 @@ FLOORS = [
     },
     {"capsnet.training"},
     {"capsnet.networks"},
-    {"capsnet.weights", "capsnet.data", "capsnet.pictures", "capsnet.architecture"},
+    {"capsnet.weights", "capsnet.data", "capsnet.pictures"},
 ]
 """From the top: what stands on one floor never imports from a floor above."""
 

@@ -1,6 +1,8 @@
 import keras
 import numpy as np
 import pytest
+from helpers import array
+from keras import ops
 
 from capsnet.networks.normalization import BatchNormalization
 
@@ -45,3 +47,21 @@ def test_what_is_not_trained_normalizes_by_what_it_has_seen():
     )
     for a, b in zip(found, wanted, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("how", [{"center": False}, {"scale": False}])
+def test_without_an_offset_or_a_factor_it_is_keras_own(how):
+    x = array(8, 3, 4, 5)
+    ours, theirs = BatchNormalization(**how), keras.layers.BatchNormalization(**how)
+    found, expected = (
+        ops.convert_to_numpy(x_of(x, training=True)) for x_of in (ours, theirs)
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_weights_of_half_precision_are_trained_on():
+    layer = BatchNormalization(dtype="float16")
+    x = ops.convert_to_tensor(array(8, 3, 4, 5), "float16")
+    found = ops.convert_to_numpy(layer(x, training=True)).astype("float32")
+    assert np.abs(found.mean((0, 1, 2))).max() < 0.01
+    assert np.abs(found.std((0, 1, 2)) - 1).max() < 0.01

@@ -220,3 +220,20 @@ def test_shared_transformations_are_those_of_a_layer_whose_weights_repeat(routin
 def test_shared_transformations_need_channels_to_share_over():
     with pytest.raises(ValueError, match=r"takes \(batch, positions, channels"):
         capsulenet.CapsuleLayer(3, 5, shared=True).build((None, 24, 8))
+
+
+def test_no_routing_iterations_are_refused_as_in_any_network():
+    with pytest.raises(ValueError, match="routings must be .* not 0"):
+        PhotoCapsNet((20, 20, 3), 3, routings=0)
+
+
+@pytest.mark.parametrize("outputs", [0, 2, 4])
+def test_a_stem_must_tell_its_one_map(outputs):
+    pictures = keras.Input((20, 20, 3))
+    convolved = keras.layers.Conv2D(8, 5)(pictures)
+    stem = keras.Sequential([keras.layers.Conv2D(8, 5)])
+    if outputs:
+        stem = keras.Model(pictures, [convolved] * outputs)
+    why = "not a map" if outputs else "must tell its inputs"
+    with pytest.raises(ValueError, match=f"stem .*{why}"):
+        PhotoCapsNet((20, 20, 3), 3, stem=stem)

@@ -1,6 +1,7 @@
 import argparse
 import os
 
+import numpy as np
 import pytest
 from helpers import ROOT, small_capsnet, small_data
 from helpers import options as options_for
@@ -99,6 +100,13 @@ def test_the_documentation_has_the_table():
     "option, value, message",
     [
         ("epochs", -1, "--epochs -1"),
+        ("epochs", "3", "--epochs '3': must be an integer"),
+        ("epochs", 2.5, "--epochs 2.5: must be an integer"),
+        ("batch_size", None, "--batch_size None: must be an integer"),
+        ("seed", 1.5, "--seed 1.5: must be an integer"),
+        ("lr", "0.1", "--lr '0.1': must be a number"),
+        ("pairs", "no", "--pairs 'no': must be True or False"),
+        ("digit", "five", "--digit 'five': must be an integer"),
         ("keep_checkpoints", -1, "--keep_checkpoints -1: must be at least 0"),
         ("batch_size", 0, "--batch_size 0"),
         ("lr", -0.1, "--lr -0.1"),
@@ -129,3 +137,9 @@ def test_what_is_nearly_an_option_is_warned_of():
     with pytest.warns(UserWarning, match="epoch is no option.*; epochs is one") as said:
         trains()
     assert len(said) == 1 and said[0].filename == __file__
+
+
+def test_numbers_of_numpy_are_numbers():
+    given = {"epochs": np.int64(3), "lr": np.float32(0.1), "flip": np.True_, "zoom": 0}
+    args = options.complete(argparse.Namespace(**given, digit="all", seed=np.uint8(7)))
+    options.check_options(args)

@@ -199,3 +199,10 @@ def test_autocast_does_not_round_the_products():
     with torch.autocast(x.device.type, dtype=torch.bfloat16):
         found = layer(x).detach()
     np.testing.assert_array_equal(found.cpu(), expected.cpu())
+
+
+def test_a_stride_keeps_tensorflow_alone_from_compiling_on_a_cpu():
+    layer = SpectralConv2D(4, 3, strides=2, conv="direct")
+    layer.build((None, 9, 9, 2))
+    tensorflow = keras.backend.backend() == "tensorflow"
+    assert layer.supports_jit == (not (tensorflow and numerics.on_cpu()))

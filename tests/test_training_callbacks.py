@@ -1,5 +1,6 @@
 import argparse
 import importlib.util
+import re
 
 import keras
 import numpy as np
@@ -17,6 +18,7 @@ from helpers import (
 
 from capsnet import data as datasets
 from capsnet import options as options_of
+from capsnet.networks import SharedCapsNet
 from capsnet.training import callbacks, checkpoints, devices, fit
 from capsulenet import CapsNet, load_weights, train
 
@@ -214,3 +216,22 @@ def test_until_is_reached_by_an_accuracy_of_32_bits_that_is_just_below(accuracy)
     assert not until.reached and not until.model.stop_training
     until.on_epoch_end(1, {"val_accuracy": seen})
     assert until.reached and until.model.stop_training
+
+
+def test_the_first_weights_that_are_warned_of_are_those_there_were(capsys):
+    small = {"filters": 8, "n_channels": 2, "decoder": False}
+    model = SharedCapsNet((28, 28, 1), 10, **small)[0]
+    assert model.get_layer("digitcaps").kernel_initializer is None
+    watch = callbacks.DeadCapsules(lambda: np.zeros((3, 10)))
+    watch.set_model(model), watch.set_params({"steps": callbacks.FIRST_STEPS})
+    watch.on_epoch_begin(0), watch.on_train_batch_end(callbacks.FIRST_STEPS - 1)
+    stddev = float(re.search(r"stddev=([\d.e-]+)", capsys.readouterr().out)[1])
+    W = model.get_layer("digitcaps").get_weights()[0]
+    assert W.std() == pytest.approx(stddev, rel=0.2)  # of a truncated normal
+
+
+def test_an_initializer_may_be_a_function():
+    def halves(shape, dtype=None):
+        return keras.ops.full(shape, 0.5, dtype)
+
+    assert callbacks._in_words(halves) == "halves"

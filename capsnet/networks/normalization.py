@@ -3,7 +3,7 @@
 import keras
 from keras import layers, ops
 
-from capsnet.numerics import full_dtype, mirrors
+from capsnet.numerics import mirrors
 
 
 def batch_normalization(**how):
@@ -24,14 +24,15 @@ class BatchNormalization(layers.BatchNormalization):
     Keras puts it together from operations each of which reads and writes the whole map.
     Specific to the backend: TensorFlow and PyTorch have one operation that does it all
     in training, and one for the gradients; XLA makes one itself. Where replicas share a
-    batch it is Keras' own.
+    batch, or weights are not float32, or one of the two is missing, it is Keras' own.
     """
 
     def call(self, inputs, training=None, mask=None):
         """Normalize `inputs` `(B, H, W, C)`."""
         normalize = _AT_ONCE.get(keras.backend.backend())
         at_once = training and self.trainable and normalize and mask is None
-        if not at_once or self.synchronized or full_dtype(inputs.dtype) == "float64":
+        taken = self.variable_dtype == "float32" and self.center and self.scale
+        if not (at_once and taken) or self.synchronized:
             return super().call(inputs, training=training, mask=mask)
         gamma, beta = map(ops.convert_to_tensor, (self.gamma, self.beta))
         outputs, *moments = normalize(inputs, gamma, beta, self.epsilon)

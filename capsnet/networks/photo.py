@@ -84,8 +84,8 @@ def PhotoCapsNet(
     places = by_place(primarycaps, n_channels)
     # Layer 4: the class capsules.
     how = {"routing": "dynamic", **how}
-    routings = routings or (1 if how["routing"] == "dynamic" else None)
-    size = (n_class, dim_capsule, routings)
+    once = routings is None and how["routing"] == "dynamic"
+    size = (n_class, dim_capsule, 1 if once else routings)
     how = {"kernel_initializer": _first_weights(places, *size, **how), **how}
     digitcaps = class_capsules(places, *size, shared=True, **how)
     return trio(x, digitcaps, decoder, most=DRAWN, name="photo")
@@ -107,10 +107,16 @@ def _first_weights(capsules, n_class, dim_capsule, routings, routing, **how):
 
 def _check_stem(stem):
     """Check a stem that was given; files tell that of `residual_stem` by its name."""
-    if len(stem.output_shape) != 4:
+    if not getattr(stem, "inputs", None):
         raise ValueError(
-            f"stem {stem.name}: gives {stem.output_shape}, not a map (batch, rows, "
-            "columns, channels); models of keras.applications do with include_top=False"
+            f"stem {stem.name}: must tell its inputs, functional or Sequential with one"
+        )
+    shapes = [tuple(output.shape) for output in stem.outputs]
+    if [len(shape) for shape in shapes] != [4]:
+        raise ValueError(
+            f"stem {stem.name}: gives {', '.join(map(str, shapes))}, not a map (batch, "
+            "rows, columns, channels); models of keras.applications do with "
+            "include_top=False"
         )
     if stem.name == "stem":
         ours = residual_stem(stem.input_shape[1:])

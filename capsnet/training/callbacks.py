@@ -179,8 +179,9 @@ class DeadCapsules(keras.callbacks.Callback):
         dead = np.flatnonzero(lengths.max(0) < DEAD_LENGTH)
         if len(dead):
             layer = self.model.get_layer("digitcaps")
+            positions = math.prod(layer.input_spec.shape[1:-2]) if layer.shared else 1
             initializer = layer.kernel_initializer or layer.default_initializer(
-                layer.W.shape[1]
+                layer.W.shape[1], positions
             )
             print(
                 f"\nWarning: after {self.before + batch + 1} steps the capsules of "
@@ -275,6 +276,8 @@ class NoBetterThanGuessing(keras.callbacks.Callback):
 
 def _in_words(initializer):
     """Return the name of an initializer and what it was made with."""
+    if not hasattr(initializer, "get_config"):  # a function
+        return getattr(initializer, "__name__", "its own")
     config = initializer.get_config().items()
     values = ", ".join(f"{k}={v}" for k, v in config if v is not None)
     return f"{type(initializer).__name__}({values})"

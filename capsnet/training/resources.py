@@ -6,7 +6,7 @@ import weakref
 import keras
 
 from capsnet import machine
-from capsnet.architecture import has_capsules, primary_positions
+from capsnet.architecture import class_capsules, has_capsules, primary_positions
 from capsnet.numerics import on_cpu
 from capsnet.routing import ROUTING_BLOCK_BYTES
 from capsnet.training import devices
@@ -30,14 +30,14 @@ def step_memory(model, batch_size):
     numbers = 0
     stems = [x for x in model.layers if isinstance(x, keras.Model)]
     for layer in [*model.layers, *(inner for stem in stems for inner in stem.layers)]:
-        output = math.prod(layer.output.shape[1:])
+        output = sum(math.prod(x.shape[1:]) for x in keras.tree.flatten(layer.output))
         numbers += 8 * output
         if getattr(layer, "form", None) == "spectral":
             numbers += 6 * (math.prod(layer.input.shape[1:]) + output)
-    digitcaps = model.get_layer("digitcaps")
-    coupled = digitcaps.num_capsule * math.prod(digitcaps.input.shape[1:-1])
-    coupling = coupled * batch_size if digitcaps.routings > 1 else 0
-    coupling = min(coupling, ROUTING_BLOCK_BYTES // 4)
+    coupling, digitcaps = 0, class_capsules(model)
+    if digitcaps is not None and digitcaps.routings > 1:
+        coupled = digitcaps.num_capsule * math.prod(digitcaps.input.shape[1:-1])
+        coupling = min(coupled * batch_size, ROUTING_BLOCK_BYTES // 4)
     return 4 * (8 * model.count_params() + batch_size * numbers + 48 * coupling)
 
 
@@ -103,10 +103,10 @@ def describe(model, batch_size):
     if model.jit_compile:
         forms.append("compiled by XLA: the first step takes longer")
     lines = [f"Backend {keras.backend.backend()}: {', '.join(forms)}"]
-    names = [layer.name for layer in model.layers]
-    if "digitcaps" in names:
+    digitcaps = class_capsules(model)
+    if digitcaps is not None:
         needed = step_memory(model, batch_size)
-        capsules = math.prod(model.get_layer("digitcaps").input.shape[1:-1])
+        capsules = math.prod(digitcaps.input.shape[1:-1])
         lines.append(
             f"{capsules} primary capsules, {model.count_params():,} parameters, about "
             f"{needed / 1e9:.1f} GB a step of {batch_size} images"
