@@ -26,6 +26,7 @@ from PIL import Image
 
 import capsulenet
 from capsnet import pictures
+from capsnet.data import sets
 from capsnet.training import fit
 from capsulenet import train
 
@@ -64,6 +65,19 @@ def no_tuning():
         patch.setattr(
             tf.data.Dataset, "__iter__", lambda self: tunes(self.with_options(options))
         )
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def mnist_once():
+    """Unpack MNIST once in a process of tests, and not for each that reads it."""
+    load, kept = sets.load_npz, functools.cache(sets.load_npz)
+
+    def load_npz(path):
+        return kept(path) if path == sets.MNIST_PATH else load(path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sets, "load_npz", load_npz)
         yield
 
 
