@@ -40,9 +40,15 @@ def check_can_be_paired(x, y):
         raise ValueError(f"--pairs: these images can't be overlapped: {why}")
 
 
-def _partners(classes, first, draw):
-    """Draw for each image one of another class, by a function of how many to draw."""
-    second = draw(len(first)).astype("int32")
+def _partners(classes, first, rng, chances):
+    """Draw for each image one of another class, by the chances of each, or all alike."""
+
+    def draw(count, dtype="int64"):
+        if chances is None:
+            return rng.integers(len(classes), size=count, dtype=dtype)
+        return rng.choice(len(classes), count, p=chances)
+
+    second = draw(len(first), "int32").astype("int32")
     while (alike := np.flatnonzero(classes[second] == classes[first])).size:
         second[alike] = draw(alike.size)
     return second
@@ -137,10 +143,9 @@ class TrainingBatches(keras.utils.PyDataset):
         rng = np.random.default_rng((self.seed, epoch))
         self.order = np.resize(self._order(rng), len(self) * self.batch_size)
         if self.parts > 1:
-            draw = self._draw_any(rng)
-            self.order = np.append(
-                self.order, _partners(self.classes, self.order, draw)
-            )
+            chances = self.chances if len(self.groups) > 1 else None
+            second = _partners(self.classes, self.order, rng, chances)
+            self.order = np.append(self.order, second)
         self.augmentation.draw(len(self.order), rng)
 
     def _commonest(self, y):
@@ -154,13 +159,6 @@ class TrainingBatches(keras.utils.PyDataset):
         meet = np.outer(shares / (1 - shares), shares)  # the second is of another class
         meet += meet.T
         return np.max(meet, where=~np.eye(len(meet), dtype=bool), initial=0)
-
-    def _draw_any(self, rng):
-        """A function that draws so many images, those of all classes as often if asked."""
-        n = len(self.x)
-        if len(self.groups) == 1:
-            return lambda count: rng.integers(n, size=count)
-        return lambda count: rng.choice(n, count, p=self.chances)
 
     def _order(self, rng):
         """The images of an epoch, each once, or as many of each class."""
