@@ -78,7 +78,7 @@ OF_CAPSULES = (
 """What any network takes for its class capsules, under the names of `CapsuleLayer`."""
 
 
-def class_capsules(model):
+def capsule_layer(model):
     """Return a model's layer of class capsules, None where it is none of this library."""
     layer = {layer.name: layer for layer in model.layers}.get("digitcaps")
     ours = all(hasattr(layer, name) for name in (*OF_CAPSULES, "shared"))
@@ -95,7 +95,7 @@ def network(model):
         A str, `"own"` for a model that is of none of them.
     """
     learned = {layer.name: layer for layer in model.layers if layer.weights}
-    digitcaps = class_capsules(model)
+    digitcaps = capsule_layer(model)
     if digitcaps is None:
         return "own"
     if model.name in MODELS[1:]:

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from capsnet.architecture import class_capsules
+from capsnet.architecture import capsule_layer
 from capsnet.several import ONE_HOT
 
 
@@ -17,7 +17,7 @@ def images_at_once(model):
     or more pixels than 64 x 64 in a network for pictures; 100 for a network without
     capsules of this library.
     """
-    digitcaps = class_capsules(model)
+    digitcaps = capsule_layer(model)
     if digitcaps is None:
         return 100
     if digitcaps.shared:

@@ -111,13 +111,14 @@ def _check_kind(option, value):
     kind = option.type if option.type in (int, float) else type(option.default)
     if value is option.default or (option.name, value) == ("digit", "all"):
         return
-    for one, what, fits in (
-        (bool, "True or False", lambda: value in (True, False)),
-        (int, "an integer", lambda: isinstance(value, numbers.Integral)),
-        (float, "a number", lambda: isinstance(value, numbers.Real)),
-    ):
-        if kind is one and not fits():
-            raise ValueError(f"--{option.name} {value!r:.50}: must be {what}")
+    if kind is bool:
+        fits = value in (True, False)
+    else:
+        of = {int: numbers.Integral, float: numbers.Real}
+        fits = isinstance(value, of.get(kind, object))
+    if not fits:
+        what = {bool: "True or False", int: "an integer", float: "a number"}[kind]
+        raise ValueError(f"--{option.name} {value!r:.50}: must be {what}")
 
 
 def check_dataset(name):

@@ -13,7 +13,7 @@ from keras import ops
 
 from capsnet import data as datasets
 from capsnet import options, verdict
-from capsnet.architecture import architecture, class_capsules, has_capsules
+from capsnet.architecture import architecture, capsule_layer, has_capsules
 from capsnet.errors import (
     DEFECT,
     HostLost,
@@ -299,7 +299,7 @@ def callbacks_of(model, args, batches, start, checkpoint, x_test):
         ),
     ]
     used.append(callbacks.NoBetterThanGuessing(batches.commonest))
-    if class_capsules(model) is not None and devices.replicas() == 1:
+    if capsule_layer(model) is not None and devices.replicas() == 1:
         used.append(callbacks.DeadCapsules(lambda: _some_lengths(model, batches)))
     if args.log_interval:
         used.append(callbacks.BatchLog(args.log_interval))

@@ -6,7 +6,7 @@ import weakref
 import keras
 
 from capsnet import machine
-from capsnet.architecture import class_capsules, has_capsules, primary_positions
+from capsnet.architecture import capsule_layer, has_capsules, primary_positions
 from capsnet.numerics import on_cpu
 from capsnet.routing import ROUTING_BLOCK_BYTES
 from capsnet.training import devices
@@ -34,7 +34,7 @@ def step_memory(model, batch_size):
         numbers += 8 * output
         if getattr(layer, "form", None) == "spectral":
             numbers += 6 * (math.prod(layer.input.shape[1:]) + output)
-    coupling, digitcaps = 0, class_capsules(model)
+    coupling, digitcaps = 0, capsule_layer(model)
     if digitcaps is not None and digitcaps.routings > 1:
         coupled = digitcaps.num_capsule * math.prod(digitcaps.input.shape[1:-1])
         coupling = min(coupled * batch_size, ROUTING_BLOCK_BYTES // 4)
@@ -103,7 +103,7 @@ def describe(model, batch_size):
     if model.jit_compile:
         forms.append("compiled by XLA: the first step takes longer")
     lines = [f"Backend {keras.backend.backend()}: {', '.join(forms)}"]
-    digitcaps = class_capsules(model)
+    digitcaps = capsule_layer(model)
     if digitcaps is not None:
         needed = step_memory(model, batch_size)
         capsules = math.prod(digitcaps.input.shape[1:-1])
