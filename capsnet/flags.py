@@ -283,7 +283,9 @@ OPTIONS = (
         NETWORK,
         rule=_FRACTION,
     ),
-    Option("flip", False, "training images are mirrored, every other one", NETWORK),
+    Option(
+        "flip", False, "training images are mirrored at random, half of them", NETWORK
+    ),
     Option(
         "brightness",
         0.0,
@@ -294,7 +296,7 @@ OPTIONS = (
     Option(
         "tint",
         0.0,
-        "each of their colours becomes stronger or weaker by up to this fraction",
+        "at most this is added to each of their colours, or taken from it, 1 being full",
         NETWORK,
         rule=_FRACTION,
     ),

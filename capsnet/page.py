@@ -209,7 +209,8 @@ class Page:
             with gr.Tab("Watch") as watching:
                 gr.Markdown(
                     "Each capsule of the layer below sends its vote to the capsules that "
-                    "agree with it. Bright places send most of theirs to the winner."
+                    "agree with it. Bright places send more to the winner than dark ones: "
+                    "how much more, the numbers below say."
                 )
                 routing = gr.HTML(label="Routing")
                 watching.select(self.watched, visit, routing, **PRIVATE)

@@ -34,8 +34,8 @@ class Augmentation:
             standard deviation, as a fraction of the side. Defaults to 0.
         erase: float in [0, 1). A square of this fraction of the shorter side, one pixel
             at least, is set to 0, anywhere in the image, last of all. Defaults to 0.
-        flip: bool. Whether every other image is mirrored, left to right, first of all.
-            Defaults to False.
+        flip: bool. Whether images are mirrored, left to right, first of all, each with a
+            probability of one half. Defaults to False.
         brightness: float in [0, 1). Images are multiplied by 1 plus or minus at most
             this. Defaults to 0.
         tint: float in [0, 1). What is added to or taken from each channel, at most.
