@@ -317,6 +317,8 @@ def manipulate_latent(model, data, args):
     all_digits = args.digit == "all"
     digits = np.flatnonzero(y_test.any(0)) if all_digits else [args.digit]
     names = options.class_names(args, y_test.shape[1])
+    if not len(digits):
+        raise ValueError("--digit all: no test image shows a class")
     for digit in digits:
         chosen = x_test[dimensions.some_of(digit, y_test, args.seed, 1)]
         if not len(chosen):
@@ -413,10 +415,10 @@ def run(args, parser=None):
             if own_pictures.answer(args, load_model, predict):
                 raise SystemExit(1)  # some can't be read, which was said
             return
-        data, resumed, stored = start.prepare(args)
+        data, stored = start.prepare(args)
         shapes = (array.shape[1:] for array in data.train)
         models = build(args, *shapes, start.has_decoder(args, stored))
-        if stored is not None and not resumed:
+        if stored is not None:
             start.load_weights(models[0], args, stored)
         print(f"{told}; seed {args.seed}")
         models[0].summary()

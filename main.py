@@ -150,9 +150,8 @@ _NOT_OF_THE_RUN = ("save_dir", "resume", "log_interval", "threads", "no_cuda", "
 
 def training_options(args):
     """Return the options of `capsulenet.train` that say the same."""
-    options = complete(argparse.Namespace())
     pixels = args.input_width * args.input_height * args.num_conv_in_channel
-    vars(options).update(
+    said = argparse.Namespace(
         epochs=args.epochs,
         batch_size=args.batch_size,
         test_batch_size=args.test_batch_size,
@@ -180,7 +179,7 @@ def training_options(args):
             if name not in _NOT_OF_THE_RUN
         },
     )
-    return options
+    return complete(said)
 
 
 def prepare(args):

@@ -105,8 +105,14 @@ def network(model):
     if list(learned) != ["conv1", "primarycap_conv2d", "digitcaps"]:
         return "own"
     conv1, primary, _ = learned.values()
-    convolved = [(x.activation.__name__, x.padding) for x in (conv1, primary)]
-    are_paper_s = convolved == [("relu", "valid"), ("linear", "valid")]
+
+    def convolved(layer):  # an activation may be a layer, which has no __name__
+        activation = getattr(layer, "activation", None)
+        return getattr(activation, "__name__", None), getattr(layer, "padding", None)
+
+    are_paper_s = [("relu", "valid"), ("linear", "valid")] == [
+        *map(convolved, (conv1, primary))
+    ]
     if are_paper_s and max(conv1.strides) == 1 and not digitcaps.shared:
         return "capsnet"
     return "own"

@@ -5,6 +5,7 @@ python -m capsnet.command_line      # the table of docs/options.md
 
 import argparse
 import contextlib
+import itertools
 import os
 import platform
 import signal
@@ -82,15 +83,20 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {printable(message)}\n")
 
 
+def groups():
+    """Return the options that have flags, pairs of a title and a list of options."""
+    flags = [option for option in options.OPTIONS if option.group]
+    by_title = itertools.groupby(flags, lambda option: option.group)
+    return [(title, list(members)) for title, members in by_title]
+
+
 def build_parser():
     """Return the parser of `capsulenet.py`."""
     parser = Parser(description="Capsule network on MNIST.", epilog=_EXAMPLES)
-    groups = {}
-    for option in options.OPTIONS:
-        if option.group and option.group not in groups:
-            groups[option.group] = parser.add_argument_group(option.group)
-        if option.group:
-            option.add_to(groups[option.group])
+    for title, members in groups():
+        group = parser.add_argument_group(title)
+        for option in members:
+            option.add_to(group)
     return parser
 
 
@@ -196,27 +202,19 @@ def settings(args, parser):
 def table():
     """Return the table of `docs/options.md`, Markdown."""
     lines = []
-    for group in dict.fromkeys(
-        option.group for option in options.OPTIONS if option.group
-    ):
-        lines += [
-            f"### {group.capitalize()}",
-            "",
-            "| flag | default | |",
-            "|---|---|---|",
-        ]
-        for option in options.OPTIONS:
-            if option.group != group:
-                continue
+    for title, members in groups():
+        lines += [f"### {title.capitalize()}", ""]
+        lines += ["| flag | default | |", "|---|---|---|"]
+        for option in members:
             flag = f"`-{option.short}`, " if option.short else ""
             flag += f"`--{option.flag or option.name}`"
             switch = isinstance(option.default, bool)
             default = "off" if switch else str(option.default).lower()
             about = option.help
-            about += (
-                f" ({', '.join(map(str, option.choices))})" if option.choices else ""
-            )
-            about += f"; {option.rule[1]}" if option.rule else ""
+            if option.choices:
+                about += f" ({', '.join(map(str, option.choices))})"
+            if option.rule:
+                about += f"; {option.rule[1]}"
             lines.append(f"| {flag} | {default} | {about} |")
         lines.append("")
     return "\n".join(lines)

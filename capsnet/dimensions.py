@@ -12,6 +12,9 @@ from capsnet.strokes import measure_strokes
 MANIPULATIONS = np.linspace(-0.25, 0.25, 11)
 """What `capsulenet.manipulate_latent` adds to a dimension (Sabour et al. 2017, figure 4)."""
 
+IMAGES = 20
+"""Test images of a class whose dimensions are measured."""
+
 
 def some_of(digit, y, seed, most):
     """Choose images of a class by the labels `(n, n_class)`; returns their indices."""
@@ -82,7 +85,7 @@ def effects_on_strokes(drawn, spread):
     return change / np.where(spread > 1e-6, spread, np.inf)
 
 
-def show(model, data, args, digits, images=20):
+def show(model, data, args, digits):
     """Measure and draw what the dimensions of the class capsules stand for.
 
     The change between the two ends of `MANIPULATIONS`, a mean over some images of each
@@ -100,7 +103,7 @@ def show(model, data, args, digits, images=20):
     ends = MANIPULATIONS[[0, -1]]
     pairs, effects = [], []
     for digit in digits:
-        chosen = some_of(digit, y_test, args.seed, images)
+        chosen = some_of(digit, y_test, args.seed, IMAGES)
         drawn = manipulated(model, x_test[chosen], digit, ends)
         pairs.append(drawn[0])
         effects.append(effects_on_strokes(drawn, spread))

@@ -13,14 +13,7 @@ from keras import ops
 from capsnet import dimensions, options, routes
 from capsnet.data import check_channels, fit_and_tell
 from capsnet.dimensions import MANIPULATIONS
-from capsnet.strokes import STROKES, measure_strokes
-
-WEAKEST = 0.5
-"""Below so many standard deviations a dimension is said to change little, as in
-`dimensions.png`."""
-
-IMAGES = 20
-"""Test images of a class whose dimensions are measured, as for `dimensions.png`."""
+from capsnet.strokes import STROKES, WEAKEST, measure_strokes
 
 
 class Answer(NamedTuple):
@@ -198,7 +191,7 @@ class Explorer:
         if self._spread is None:
             how = [options.DEFAULTS[name] for name in ("shift_fraction", "shifts")]
             self._spread = dimensions.spread_of(x, y, *how)
-        some = dimensions.some_of(chosen, y, 0, IMAGES)
+        some = dimensions.some_of(chosen, y, 0, dimensions.IMAGES)
         pairs = [self.pairs(self.capsules(image), chosen) for image in x[some]]
         return dimensions.effects_on_strokes(np.array(pairs), self._spread)
 

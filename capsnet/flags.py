@@ -283,9 +283,7 @@ OPTIONS = (
         NETWORK,
         rule=_FRACTION,
     ),
-    Option(
-        "flip", False, "training images are mirrored at random, half of them", NETWORK
-    ),
+    Option("flip", False, "half of the training images are mirrored", NETWORK),
     Option(
         "brightness",
         0.0,

@@ -1,7 +1,6 @@
 """What the layers compute with: devices, types, and sums."""
 
 import contextlib
-import functools
 
 import keras
 from keras import ops
@@ -135,11 +134,6 @@ def part(x, axis, start, size):
     """
     edges = [e for e in (start, start + size) if 0 < e < x.shape[axis]]
     return ops.split(x, edges, axis)[1 if start else 0] if edges else x
-
-
-def total(terms):
-    """The sum of tensors, without the zero that `sum` starts from."""
-    return functools.reduce(ops.add, terms)
 
 
 def sum_over_first(x):

@@ -14,17 +14,13 @@ import warnings
 # ruff: noqa: F401 (they are found here)
 from capsnet.flags import (
     CONV_FORMS,
-    DATA,
     MODELS,
     MOST_ROUTINGS,
     NAMED_SETS,
-    NETWORK,
     OPTIONS,
     PICTURES,
     ROUTINGS,
-    RUN,
     TESTING,
-    TRAINING,
 )
 
 HELD_OUT = 5000
@@ -46,7 +42,7 @@ def complete(args):
             warnings.warn(said, stacklevel=3)
     given = {"given": list(vars(args))}
     args = argparse.Namespace(**{**DEFAULTS, **given, **vars(args)})
-    for name in ("save_dir", "weights"):  # which may be a pathlib.Path
+    for name in ("dataset", "save_dir", "weights"):  # which may be a pathlib.Path
         if getattr(args, name) is not None:
             setattr(args, name, os.fspath(getattr(args, name)))
     return args
@@ -90,17 +86,17 @@ def check_options(args, n_class=None):
         if option.choices and value not in option.choices:
             known = ", ".join(map(str, option.choices))
             raise ValueError(f"--{option.name} {value}: must be one of {known}")
-    if getattr(args, "predict", None) and args.weights is None:
+    if args.predict and args.weights is None:
         raise ValueError("--predict: needs weights, -w FILE")
-    if getattr(args, "show_routing", False) and not args.testing:
+    if args.show_routing and not args.testing:
         raise ValueError("--show_routing: draws test images, so it needs -t")
-    if getattr(args, "json", False) and not getattr(args, "predict", None):
+    if args.json and not args.predict:
         raise ValueError("--json: is how --predict answers, so it needs --predict FILE")
-    if getattr(args, "resume", False) and getattr(args, "testing", False):
+    if args.resume and args.testing:
         raise ValueError("--resume: goes on with a training, and -t is a test")
-    if getattr(args, "pairs", False) and args.dataset == "affnist":
+    if args.pairs and args.dataset == "affnist":
         raise ValueError("--pairs: the digits of --dataset affnist are tested alone")
-    if getattr(args, "affnist", None) and args.dataset != "affnist":
+    if args.affnist and args.dataset != "affnist":
         raise ValueError("--affnist: is a test of --dataset affnist")
     if n_class is not None and args.digit != "all" and not 0 <= args.digit < n_class:
         raise ValueError(f"--digit {args.digit}: the classes are 0 to {n_class - 1}")

@@ -15,7 +15,7 @@ from PIL import Image
 
 from capsnet import scores
 from capsnet.files import whole_file
-from capsnet.strokes import STROKES
+from capsnet.strokes import STROKES, WEAKEST
 
 
 def combine_images(generated_images, height=None, width=None):
@@ -257,7 +257,7 @@ def plot_dimensions(pairs, effects, names, path, most=30):
             axes.set_title(
                 f"{STROKES[strongest]} {effect:+.1f}",
                 fontsize=8,
-                color=f"C{strongest}" if abs(effect) >= 0.5 else "0.7",
+                color=f"C{strongest}" if abs(effect) >= WEAKEST else "0.7",
             )
             if row == shown - 1:
                 axes.set_xlabel(f"dimension {column}", fontsize=8)

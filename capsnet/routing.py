@@ -19,7 +19,6 @@ from capsnet.numerics import (
     full,
     mean,
     sum_over_first,
-    total,
     with_gradient,
 )
 
@@ -97,9 +96,8 @@ def _parts(u, W):
 
 def _sum_of_parts(parts):
     """Sum over the dimensions of input capsules, one by one in at least float32."""
-    return total(
-        full(part if len(part.shape) == 3 else sum_over_first(part)) for part in parts
-    )
+    full_parts = (full(p if len(p.shape) == 3 else sum_over_first(p)) for p in parts)
+    return functools.reduce(ops.add, full_parts)  # without the zero of `sum`
 
 
 def _coefficients(normalize, u, W, V, beta=None):
@@ -220,10 +218,9 @@ class Votes:
         beta: `(J, I)` or `(J, C)`, added to the coupling coefficients, or None.
         normalize: function of the logits, see `capsnet.rules.softmax`.
         routing_gradient: bool. Whether the coupling coefficients are differentiated.
-            Defaults to True.
     """
 
-    def __init__(self, u, W, beta, normalize, routing_gradient=True):
+    def __init__(self, u, W, beta, normalize, routing_gradient):
         summed = u
         if len(u.shape) > 3:  # (B, P, C, D), where I is P * C
             u = ops.reshape(u, (-1, math.prod(u.shape[1:-2]), *u.shape[-2:]))
@@ -234,16 +231,16 @@ class Votes:
         self._routing_gradient = routing_gradient
         self._blocks = None
 
-    def sum(self, through=True):
+    def sum(self, through):
         """Return the sum of all predictions, `(J, B, O)`.
 
         Args:
-            through: bool. Whether it has a gradient. Defaults to True.
+            through: bool. Whether it has a gradient.
         """
         given = self._first if through else map(ops.stop_gradient, self._first)
         return full(ops.einsum("bid,jiod->jbo", *given))
 
-    def weighted(self, V, through=True):
+    def weighted(self, V, through):
         """Return the sum of the predictions weighed by their agreement with `V`.
 
         The blocks come one after the other: that bounds the memory. Specific to the
@@ -253,7 +250,7 @@ class Votes:
 
         Args:
             V: `(J, B, O)` what the predictions are compared with.
-            through: bool. Whether it has a gradient. Defaults to True.
+            through: bool. Whether it has a gradient.
         """
         given = self._in_blocks()
         if not through:

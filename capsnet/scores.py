@@ -40,27 +40,25 @@ def accuracies(counts):
     return of_classes, np.nanmean(of_classes)
 
 
-def say(counts, names, most=20, worst=10):
+def say(counts, names):
     """Print balanced accuracy and accuracy of the classes, and what was never predicted.
 
     Args:
         counts: int array as `confusion` gives it.
         names: list of str. The classes.
-        most: int. Classes that are all listed. Defaults to 20.
-        worst: int. Classes that are listed where there are more. Defaults to 10.
     """
     of_classes, balanced = accuracies(counts)
     print(f"Balanced acc: {balanced:.4f}, the mean over the classes")
     shown = np.flatnonzero(counts.sum(1))
     heading = "Accuracy of each class"
-    if len(shown) > most:
-        heading = f"Accuracy of the worst {worst} of {len(shown)} classes"
-        shown = shown[np.argsort(of_classes[shown], kind="stable")][:worst]
+    if len(shown) > 20:
+        heading = f"Accuracy of the worst 10 of {len(shown)} classes"
+        shown = shown[np.argsort(of_classes[shown], kind="stable")][:10]
     listed = ", ".join(f"{names[i]} {100 * of_classes[i]:.1f}%" for i in shown)
     print(f"{heading}: {printable(listed)}")
     never = [names[i] for i in np.flatnonzero(counts.any(1) & ~counts.any(0))]
     if never:
-        these = ", ".join(never[:most]) + ", ..." * (len(never) > most)
+        these = ", ".join(never[:20]) + ", ..." * (len(never) > 20)
         print(
             f"Warning: no image was taken for {printable(these)}, though test images "
             "show it: more --epochs may help, or --balance yes of capsulenet.py"

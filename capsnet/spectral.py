@@ -186,14 +186,8 @@ class SpectralConv2D(keras.layers.Conv2D):
         return min(costs, key=costs.get)
 
     def _tile(self, output_size):
-        channels, filters = self.kernel.shape[2:]
-        return best_tile(
-            tuple(output_size),
-            self.kernel_size,
-            self.strides,
-            channels,
-            filters,
-        )
+        how = (self.kernel_size, self.strides, *self.kernel.shape[2:])
+        return best_tile(tuple(output_size), *how)
 
     def call(self, inputs):
         """Convolve `inputs` `(B, H, W, C)`, add the bias and apply the activation."""
@@ -259,8 +253,7 @@ class SpectralConv2D(keras.layers.Conv2D):
 
         # Bring the image to exactly the pixels that the tiles read.
         full_h, full_w = sh * (tiles_h * th + ph - 1), sw * (tiles_w * tw + pw - 1)
-        x = inputs
-        x = part(part(x, 1, 0, full_h), 2, 0, full_w)
+        x = part(part(inputs, 1, 0, full_h), 2, 0, full_w)
         if height < full_h or width < full_w:
             missing = max(0, full_h - height), max(0, full_w - width)
             x = ops.pad(x, [(0, 0), (0, missing[0]), (0, missing[1]), (0, 0)])

@@ -5,6 +5,9 @@ import numpy as np
 STROKES = ("stroke width", "slant", "height", "width", "down", "right")
 """What `measure_strokes` measures."""
 
+WEAKEST = 0.5
+"""Below so many standard deviations a dimension is said to change little."""
+
 
 def measure_strokes(images):
     """Measure the strokes of drawings, dark on light or light on dark.

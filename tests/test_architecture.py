@@ -202,8 +202,12 @@ def test_a_model_of_one_s_own_trains_and_is_not_taken_for_a_network(tmp_path):
 
 @pytest.mark.parametrize(
     "how",
-    [{"activation": "tanh"}, {"between": CapsuleLayer(5, 4)}],
-    ids=["tanh", "two layers of capsules"],
+    [
+        {"activation": "tanh"},
+        {"activation": layers.LeakyReLU()},
+        {"between": CapsuleLayer(5, 4)},
+    ],
+    ids=["tanh", "a layer as activation", "two layers of capsules"],
 )
 def test_what_has_the_names_of_the_paper_s_network_need_not_be_it(how, tmp_path):
     model, path = like_capsnet(**how), str(tmp_path / "a.h5")
@@ -215,6 +219,22 @@ def test_what_has_the_names_of_the_paper_s_network_need_not_be_it(how, tmp_path)
 @pytest.mark.parametrize("name", MODELS)
 def test_the_name_of_a_network_does_not_make_it_one(name):
     assert capsulenet.architecture(of_pixels(name)) == {"model": "own"}
+
+
+def test_a_part_of_one_s_own_may_be_a_subclass(tmp_path):
+    class Stem(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.convolution = layers.Conv2D(4, 5, strides=2)
+
+        def call(self, images):
+            return layers.Reshape((-1, 4))(self.convolution(images))
+
+    images = keras.Input((12, 12, 1))
+    capsules = CapsuleLayer(3, 4, name="digitcaps")(Stem()(images))
+    model = keras.Model(images, Length(name="capsnet")(capsules))
+    capsulenet.train(model, small_data(), options(tmp_path))
+    assert (tmp_path / "trained_model.h5").exists()
 
 
 def test_a_model_of_one_s_own_is_interrupted_as_any_other(tmp_path, with_callback):

@@ -86,7 +86,7 @@ def test_the_pairs_of_a_test_are_the_same_each_time_and_go_on_in_blocks():
     x, y = dots(5)
     test = paired(x, y, count=12, shift=2)
     blocks = list(test.blocks())
-    assert [len(block.x) for block in blocks] == [5, 5, 2] and test.count == 12
+    assert [len(block.x) for block in blocks] == [5, 5, 2]
     np.testing.assert_array_equal(blocks[0].x, test.x)
     np.testing.assert_array_equal(blocks[0].digits, paired(x, y, shift=2).digits)
     assert not np.array_equal(blocks[0].x, blocks[1].x)
@@ -152,7 +152,7 @@ def test_the_commonest_pair_and_classes_are_what_is_drawn(balance):
 
 
 def test_the_margin_of_pairs_comes_off():
-    for side in (17, 28, 29, 32, 64):
+    for side in (6, 17, 28, 29, 32, 64):
         x = np.random.default_rng(0).random((2, side, side + 3, 1))
         np.testing.assert_array_equal(datasets.unpad(datasets.pad(x)), x)
 

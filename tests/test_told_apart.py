@@ -185,8 +185,9 @@ def test_test_pictures_that_show_nothing_are_no_error(tmp_path, call, small_netw
     flags = ["-t", "-w", path, "--dataset", "nothing.npz", "--save_dir", "out"]
     said = call(*flags).out
     assert "nan" not in said and "no test picture shows a class" in said
-    with pytest.raises(SystemExit):
-        call(*flags, "--digit", "1")
+    for digit in ("1", "all"):
+        with pytest.raises(SystemExit):
+            call(*flags, "--digit", digit)
 
 
 @pytest.mark.parametrize("several", ["train", "test"])

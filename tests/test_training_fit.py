@@ -179,8 +179,8 @@ def test_weights_of_half_precision_are_refused_before_they_are_trained(tmp_path)
 
 def test_paths_may_be_those_of_pathlib(tmp_path):
     save_weights(classifier(), str(tmp_path / "a.h5"))
-    args = options(tmp_path, seed=0, weights=tmp_path / "a.h5")
-    args.save_dir = tmp_path / "run"
+    args = options(tmp_path / "run", seed=0, weights=tmp_path / "a.h5")
+    args.save_dir, args.dataset = tmp_path / "run", tmp_path / "b.npz"
     train(classifier(), small_data(), args)
     assert checkpoints.last_checkpoint(args.save_dir)["epochs"] == 1
 

@@ -53,8 +53,8 @@ def test_what_is_open_is_settled_before_there_is_a_network(tmp_path, squares):
     given = options(tmp_path, dataset=squares, seed=7)
     del given.digit
     args = options_of.complete(given)
-    data, resumed, stored = start.prepare(args)
-    assert resumed is stored is None and args.digit == 1
+    data, stored = start.prepare(args)
+    assert stored is None and args.digit == 1
     assert (args.model, args.balance) == ("capsnet", "no")
     assert list(args.class_names) == list(data.class_names) == ["0", "1"]
     assert np.shape(data.train[0]) == (40, 17, 17, 1)
@@ -87,8 +87,8 @@ def test_weights_are_read_where_there_is_nothing_to_resume(tmp_path, squares):
     path = str(tmp_path / "w.h5")
     capsulenet.save_weights(small()[0], path)
     given = options(tmp_path / "new", dataset=squares, resume=True, weights=path)
-    _, resumed, stored = start.prepare(options_of.complete(given))
-    assert resumed is None and "conv1" in stored[1]
+    _, stored = start.prepare(options_of.complete(given))
+    assert "conv1" in stored[1]
 
 
 @pytest.mark.usefixtures("keras_home", "small_network")
@@ -109,7 +109,7 @@ def test_a_folder_is_tested_on_what_the_training_left_out(tmp_path):
     models = capsulenet.load_model(str(out / "trained_model.h5"))[0]
     larger = small()[0]
     args = options_of.complete(argparse.Namespace(**test))
-    stored = start.prepare(args)[2]
+    stored = start.prepare(args)[1]
     with pytest.raises(ValueError, match="with --image_size 17x17 --color gray"):
         start.load_weights(larger, args, stored)
     start.load_weights(models[0], args, stored)

@@ -14,34 +14,3 @@ from capsnet.data.images import (
 )
 from capsnet.data.pairs import Pairs, pad, paired, shown, shown_class, unpad
 from capsnet.data.sets import hold_out, load, load_for, load_mnist
-
-__all__ = [
-    "Bent",
-    "Data",
-    "Pairs",
-    "TrainingBatches",
-    "ValidationBatches",
-    "are_like_mnist",
-    "bent",
-    "check_channels",
-    "fit_and_tell",
-    "fit_picture",
-    "hold_out",
-    "inverse_transforms",
-    "is_class_name",
-    "load",
-    "load_folder",
-    "load_for",
-    "load_mnist",
-    "load_npz",
-    "pad",
-    "paired",
-    "pictures_under",
-    "read_picture",
-    "shift_images",
-    "shown",
-    "shown_class",
-    "shows_several",
-    "transform_images",
-    "unpad",
-]

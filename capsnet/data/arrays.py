@@ -102,11 +102,9 @@ def from_arrays(source, x_train, y_train, x_test, y_test, class_names=None):
                 f"{source}: {len(labels)} classes are too many for {len(x)} images of "
                 f"{x.size // len(x)} pixels"
             )
-        if of_several:
-            splits.append((x, y.astype("float32")))
-            continue
-        one_hot = np.eye(len(labels), dtype="float32")[np.searchsorted(labels, y)]
-        splits.append((x, one_hot))
+        if not of_several:
+            y = np.eye(len(labels), dtype="float32")[np.searchsorted(labels, y)]
+        splits.append((x, y.astype("float32", copy=False)))
     if splits[0][0].shape[1:] != splits[1][0].shape[1:]:
         raise ValueError(
             f"{source}: x_train {x_train.shape} and x_test {x_test.shape} have images "

@@ -87,10 +87,8 @@ def load_folder(path, image_size=None, color="auto", test_share=0.2, seed=0):
     train, test = (np.flatnonzero(splits == split) for split in (0, 1))
     if not len(train) or not len(test):
         raise ValueError(f"{path}: too few pictures for a training and a test set")
-    names_of = np.array(names)[labels]
-    return from_arrays(
-        path, images[train], names_of[train], images[test], names_of[test]
-    )
+    splits = images[train], labels[train], images[test], labels[test]
+    return from_arrays(path, *splits, tuple(names))
 
 
 def pictures_under(path):

@@ -27,7 +27,6 @@ class Pairs(collections.namedtuple("Pairs", "x y")):
         digits: array `(n, 2, height, width, channels)`: each of the two alone.
         blocks: function that gives an iterator over all pictures of the test, in blocks
             of `Pairs`; what is held here is the first.
-        count: int. Pictures in all blocks.
     """
 
 
@@ -71,8 +70,9 @@ def pad(images, margin=None):
 
 def unpad(images):
     """Take off the margin that `pad` gives, of a ninth of the shorter side then."""
-    margin = min(images.shape[1:3]) // 9
-    return images[:, margin:-margin, margin:-margin]
+    height, width = images.shape[1:3]
+    margin = min(height, width) // 9
+    return images[:, margin : height - margin, margin : width - margin]
 
 
 def paired(x, y, count=None, shift=6, seed=TEST_SEED):
@@ -105,9 +105,9 @@ def paired(x, y, count=None, shift=6, seed=TEST_SEED):
             left = slice(count - block * len(x))
             part = Pairs(pictures[left], classes[left])
             part.labels, part.digits = labels[left], digits[left]
-            part.blocks, part.count = lambda part=part: iter([part]), len(part.x)
+            part.blocks = lambda part=part: iter([part])
             yield part
 
     first = next(blocks())
-    first.blocks, first.count = blocks, count
+    first.blocks = blocks
     return first

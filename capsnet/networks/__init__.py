@@ -3,17 +3,7 @@
 from capsnet.networks.efficient import EfficientCapsNet
 from capsnet.networks.photo import PhotoCapsNet, residual_stem
 from capsnet.networks.shared import SharedCapsNet
-from capsnet.networks.trio import class_capsules, of_pairs, trio
-
-__all__ = [
-    "EfficientCapsNet",
-    "PhotoCapsNet",
-    "SharedCapsNet",
-    "class_capsules",
-    "of_pairs",
-    "residual_stem",
-    "trio",
-]
+from capsnet.networks.trio import class_capsules, trio
 
 OTHERS = {
     "photo": PhotoCapsNet,

@@ -80,17 +80,16 @@ class Reconstructions(keras.callbacks.Callback):
         """Write the pictures; the decoder sees the longest capsule."""
         import tensorflow as tf
 
-        longest = self.model.predict_on_batch([self.images, self.empty()])[0]
+        nothing = np.zeros(
+            (len(self.images), self.model.output_shape[0][-1]), "float32"
+        )
+        longest = self.model.predict_on_batch([self.images, nothing])[0]
         labels = np.eye(longest.shape[1], dtype="float32")[np.argmax(longest, 1)]
         shown = self.model.predict_on_batch([self.images, labels])[1]
         with tf.summary.create_file_writer(self.directory).as_default():
             for name, images in (("original", self.images), ("reconstructed", shown)):
                 seen = images[..., :3] if images.shape[-1] > 2 else images[..., :1]
                 tf.summary.image(name, seen, epoch, max_outputs=10)
-
-    def empty(self):
-        """Return labels of no class."""
-        return np.zeros((len(self.images), self.model.output_shape[0][-1]), "float32")
 
 
 class NotFinite(keras.callbacks.Callback):

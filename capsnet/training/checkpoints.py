@@ -14,7 +14,7 @@ import keras
 from capsnet.errors import first_line
 from capsnet.files import open_file, sha256, whole_file, write_text
 from capsnet.training import devices
-from capsnet.weights.files import load_as_keras, read_apart
+from capsnet.weights.files import load_as_keras, read
 
 
 class Checkpoints(keras.callbacks.Callback):
@@ -190,7 +190,7 @@ def restore(model, save_dir, record):
     """
     model.optimizer.build(model.trainable_variables)
     path = weights_path(save_dir, record["epochs"])
-    _, arrays = read_apart(path, "checkpoint")
+    _, arrays = read(path, "checkpoint")
     there = sum(name.startswith("optimizer/vars/") for name in arrays)
     needed = len(model.optimizer.variables)
     if there != needed:  # Keras would leave the optimizer as it is

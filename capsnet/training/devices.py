@@ -34,10 +34,8 @@ def make_deterministic():
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     else:
-        flags, more = (
-            os.environ.get("XLA_FLAGS", ""),
-            "--xla_gpu_deterministic_ops=true",
-        )
+        flags = os.environ.get("XLA_FLAGS", "")
+        more = "--xla_gpu_deterministic_ops=true"
         if more not in flags:
             os.environ["XLA_FLAGS"] = f"{flags} {more}"
 

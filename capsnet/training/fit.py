@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import importlib.util
-import io
 import os
 import signal
 
@@ -113,7 +112,7 @@ def _finish(model, args, end, batches):
 def _fit(model, data, args, compile_model, watching):
     """Train until the last epoch, or the pause; returns the epochs done, and the batches."""
     host, _ = devices.host()
-    checkpoint = resume.checkpoint_to_resume(args)
+    checkpoint = resume.check(args, resume.find(args))
     start = resume.start_of(data, args, checkpoint)
     if args.seed is None:
         args.seed = devices.draw_seed()
@@ -130,18 +129,18 @@ def _fit(model, data, args, compile_model, watching):
     if checkpoint is not None:
         checkpoints.restore(model, args.save_dir, checkpoint)
         begin = checkpoint["epochs"]
-    elif args.resume:
-        print(f"Nothing to resume in {args.save_dir}: starting at epoch 0")
-    if host == 0 and checkpoint is not None:
-        checkpoints.restore_log(args.save_dir, checkpoint)
+        if host == 0:
+            checkpoints.restore_log(args.save_dir, checkpoint)
         print(f"Resumed after epoch {begin} of {args.epochs}")
         if args.weights is not None:
             print(
                 f"Its weights are the checkpoint's, no longer those of {args.weights}"
             )
+    elif args.resume:
+        print(f"Nothing to resume in {args.save_dir}: starting at epoch 0")
     if args.pause_after:
         end = min(end, begin + args.pause_after)
-    log = csv.DictReader(io.StringIO(checkpoint["log"])) if checkpoint else ()
+    log = csv.DictReader(checkpoint["log"].splitlines() if checkpoint else [])
     until = callbacks.Until(args.until, _monitor(model), list(log))
     end = begin if until.reached else end
     used = callbacks_of(model, args, batches, start, checkpoint, data[1][0])

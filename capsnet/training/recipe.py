@@ -143,27 +143,21 @@ def of_composed(args, shape):
 
 
 def _suited(args, labels, channels, composed):
-    batch = args.batch_size if "batch_size" in args.given else _batch_size(len(labels))
-    epochs = math.ceil(1000 / math.ceil(len(labels) / batch))
-    suited = {"batch_size": batch, "epochs": int(np.clip(epochs, 30, 100))}
-    suited["schedule"], changes = "cosine", {}
+    usual = 128 if args.authors else int(np.clip(len(labels) // 20, 16, 100))
+    batch = args.batch_size if "batch_size" in args.given else usual
+    steps = math.ceil(len(labels) / batch)
+    if args.authors:  # their 0.96 each 2,000 steps
+        return {"batch_size": batch, "lr_decay": round(0.96 ** (steps / 2000), 5)}
+    epochs, changes = int(np.clip(math.ceil(1000 / steps), 30, 100)), {}
+    suited = {"batch_size": batch, "epochs": epochs, "schedule": "cosine"}
     if args.model == "photo":
         suited |= {"routings": 1} if args.routing in ("auto", "dynamic") else {}
         changes = {"brightness": 0.2, **({"tint": 0.2} if channels > 1 else {})}
     if args.model == "efficient":
         suited |= {"lr": 0.002}
         changes = {"rotation": 15.0, "zoom": 0.15, "shifts": "interpolated"}
-    if not composed:  # such images have changes enough, or shall not
-        suited |= changes
-    if args.authors:  # their 0.96 each 2,000 steps
-        batch = args.batch_size if "batch_size" in args.given else 128
-        decay = 0.96 ** (math.ceil(len(labels) / batch) / 2000)
-        suited = {"batch_size": batch, "lr_decay": round(decay, 5)}
-    return suited
-
-
-def _batch_size(n):
-    return int(np.clip(n // 20, 16, 100))
+    # What is composed has changes enough, or shall have none.
+    return suited if composed else suited | changes
 
 
 def say_counts(labels, names, balance):

@@ -11,11 +11,6 @@ from capsnet.files import sha256
 from capsnet.training import checkpoints, devices
 
 
-def checkpoint_to_resume(args):
-    """Return the checkpoint that `--resume` goes on from, see `find` and `check`."""
-    return check(args, find(args))
-
-
 def find(args):
     """Return the checkpoint that `--resume` finds, or None to start afresh.
 

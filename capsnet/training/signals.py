@@ -40,16 +40,11 @@ class Interruption(keras.callbacks.Callback):
             signal.signal(number, handler)
 
     def on_train_batch_end(self, batch, logs=None):
-        """Stop here if asked to."""
-        self._stop_if_asked()
+        """Stop here if asked to; at the end of an epoch, after the checkpoint."""
+        if self.number is not None:
+            raise Interrupted(self.number)
 
-    def on_test_batch_end(self, batch, logs=None):
-        """Stop here if asked to."""
-        self._stop_if_asked()
-
-    def on_epoch_end(self, epoch, logs=None):
-        """Stop here if asked to, after the checkpoint."""
-        self._stop_if_asked()
+    on_test_batch_end = on_epoch_end = on_train_batch_end
 
     def _ask(self, number, frame):
         self.number = number
@@ -58,7 +53,3 @@ class Interruption(keras.callbacks.Callback):
         # Not by print, which must not be entered a second time.
         with contextlib.suppress(OSError):  # nobody may be there to read it
             os.write(2, b"\nStopping after this step; once more stops at once\n")
-
-    def _stop_if_asked(self):
-        if self.number is not None:
-            raise Interrupted(self.number)

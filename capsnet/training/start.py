@@ -19,9 +19,8 @@ def prepare(args):
             where they are open.
 
     Returns:
-        `(data, resumed, stored)`: a `capsnet.data.Data`; the record of the checkpoint
-        that the run goes on from, or None; and what `weights.read` gives of the weights
-        that the user named, or None.
+        `(data, stored)`: a `capsnet.data.Data`, and what `weights.read` gives of the
+        weights that the user named, None where a checkpoint takes their place.
 
     Raises:
         OSError: if a file can't be read or written.
@@ -46,12 +45,12 @@ def prepare(args):
     told, source = _told(args, stored, checkpoint)
     recipe.choose_network(args, x_train.shape[1:], told, source)
     recipe.fit_to_data(args, y_train, x_train.shape[1:])
-    resumed = resume.check(args, checkpoint)
+    resume.check(args, checkpoint)
     args.seed = devices.draw_seed() if args.seed is None else args.seed
     keras.utils.set_random_seed(args.seed)
     mixed = args.precision == "bfloat16"
     keras.config.set_dtype_policy("mixed_bfloat16" if mixed else "float32")
-    return data, resumed, stored
+    return data, stored
 
 
 def _test_what_was_left_out(args, said):

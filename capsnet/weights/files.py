@@ -141,7 +141,7 @@ def load_as_keras(model, arrays):
         model.load_weights(copy)
 
 
-def read(path):
+def read(path, *how):
     """Read a file of any of the formats that `load_weights` takes.
 
     It is read as data alone, in a process of its own whose time and memory are limited
@@ -150,6 +150,7 @@ def read(path):
 
     Args:
         path: str. The file.
+        *how: `"checkpoint"` for one, of which every array is read.
 
     Returns:
         `(about, weights)`: the dict that `save_weights` was given, empty for other
@@ -160,11 +161,6 @@ def read(path):
         OSError: if the file can't be read.
         ValueError: if it is no such file.
     """
-    return read_apart(path)
-
-
-def read_apart(path, *how):
-    """Run `capsnet/weights/reader.py` on a file, and return what it read; see `read`."""
     with open_file(path):  # an OSError that names the file
         pass
     try:

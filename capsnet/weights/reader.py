@@ -3,7 +3,7 @@
     python capsnet/weights/reader.py FILE
     python capsnet/weights/reader.py FILE checkpoint
 
-`read` and `read_apart` of `capsnet.weights.files` run this in a process of its own:
+`read` of `capsnet.weights.files` runs this in a process of its own:
 on some damaged files HDF5's library never comes to an end, and on others it takes all
 the memory there is. What is read goes to the standard output, as `numpy.savez` writes
 it. Code in a file is never run, and links out of it are not followed.
