@@ -134,6 +134,7 @@ def main(argv=None):
     tested = args.gpus * hosts == 1 and are_held_out(args)  # as one device does
     if host == 0 and not args.pause_after and not tested:
         args.testing, args.resume = True, False
+        args.seed = args.seed or 0  # the others, who would draw one too, are gone
         args.weights = os.path.join(args.save_dir, "trained_model.h5")
         capsulenet.run(args)
 

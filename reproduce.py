@@ -176,6 +176,7 @@ def parse(argv=None):
             raise ValueError(
                 f"--{name} {getattr(args, name)}: must be at least {least}"
             )
+    args.dataset = os.path.normpath(args.dataset)
     name = data_name(args.dataset) + "_held_out" * args.held_out
     args.csv = args.csv or os.path.join("result", f"{name}.csv")
     return args

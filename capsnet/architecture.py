@@ -71,6 +71,12 @@ CONVOLUTIONS = {
 }
 """Layers without which a model is not a network, whatever its name."""
 
+WITHOUT_WEIGHTS = (
+    *("InputLayer", "Reshape", "Permute", "Dropout"),
+    *("Squash", "Length", "Mask"),
+)
+"""Classes of layers without weights that the paper's network may have."""
+
 OF_CAPSULES = (
     *("routings", "dim_capsule", "routing_gradient"),
     *("routing", "use_bias", "leaky"),
@@ -102,7 +108,12 @@ def network(model):
         there = CONVOLUTIONS.get(model.name, set()) <= learned.keys()
         return model.name if there else "own"
     learned.pop("decoder", None)
-    if list(learned) != ["conv1", "primarycap_conv2d", "digitcaps"]:
+    others = {type(layer).__name__ for layer in model.layers if not layer.weights}
+    if others - set(WITHOUT_WEIGHTS) or list(learned) != [
+        "conv1",
+        "primarycap_conv2d",
+        "digitcaps",
+    ]:
         return "own"
     conv1, primary, _ = learned.values()
 
@@ -137,9 +148,9 @@ def architecture(model):
     dim_primary = digitcaps.W.shape[-1]
     conv1, primary = layers.get("conv1"), layers.get("primarycap_conv2d")
     read = {
-        "filters": lambda: conv1.filters,
+        "filters": lambda: int(conv1.filters),
         "kernel_size": lambda: conv1.kernel_size[0],
-        "n_channels": lambda: primary.filters // dim_primary,
+        "n_channels": lambda: int(primary.filters) // dim_primary,
         "strides": lambda: primary.strides[0],
         "conv": lambda: getattr(conv1, "conv", "auto"),
         "stem": lambda: "residual" if "stem" in layers else "own",

@@ -25,13 +25,18 @@ def images_at_once(model):
     return max(1, min(500, 500 * 1152 // digitcaps.input.shape[1]))
 
 
-def check_images(images, drawn=False):
+NO_DECODER = "the network without a decoder, decoder=False"
+"""What takes images that are not from 0 to 1."""
+
+
+def check_images(images, drawn=False, unless=NO_DECODER):
     """Raise a `ValueError` where images can't be numbers from 0 to 1.
 
     Args:
         images: array `(n, height, width, channels)`.
         drawn: bool. Whether a decoder draws them, which draws nothing else; without it
             other floats are taken for what they are. Defaults to False.
+        unless: str. What would take them; for the error.
     """
     images = np.asarray(images)
     if images.dtype.kind in "USO":
@@ -50,8 +55,7 @@ def check_images(images, drawn=False):
         raise ValueError("images of numbers that are not finite")
     if drawn and not 0 <= low <= high <= 1:
         raise ValueError(
-            f"images from {low:.4g} to {high:.4g}: must be from 0 to 1, or the network "
-            "without a decoder, decoder=False"
+            f"images from {low:.9g} to {high:.9g}: must be from 0 to 1, or {unless}"
         )
 
 
@@ -108,7 +112,7 @@ def _check_shape(images, shape):
 
 def as_images(images, model):
     """Return images for a model as an array of float32; for errors see `check_images`."""
-    images = np.asarray(images)
+    images = _native(images) if ops.is_tensor(images) else np.asarray(images)
     check_images(images, drawn=len(model.outputs) > 1)
     return images.astype("float32", copy=False)
 

@@ -1,6 +1,7 @@
 """`--predict`: the user's own pictures, and what the network says of them."""
 
 import json
+import math
 import os
 import sys
 
@@ -11,6 +12,12 @@ from capsnet.architecture import architecture, check_asked
 from capsnet.errors import printable
 from capsnet.files import make_save_dir
 from capsnet.training.recipe import TOLD
+
+BYTES_AT_ONCE = 2**28
+"""Images that are held at once have so many bytes, about; answers come after each."""
+
+DRAWN = 50
+"""Pictures that are drawn."""
 
 
 def answer(args, load_model, predict):
@@ -39,45 +46,47 @@ def answer(args, load_model, predict):
     check_asked(args, architecture(model) if asked else {}, asked)
     shape = tuple(model.inputs[0].shape[1:])
     data.check_channels(shape)
-    images, read, done, unreadable = _read(
-        args.predict, shape, about["like_mnist"], not args.no_invert
-    )
-    result = predict(model, images, about["thresholds"], args.threshold)
-    names = about["class_names"]
-    _tell(read, done, result, names, args.json)
+    names, files = about["class_names"], []
+    for path in args.predict:
+        files += data.pictures_under(path) if os.path.isdir(path) else [path]
+    how = (shape, about["like_mnist"], not args.no_invert)
+    at_once = max(DRAWN, BYTES_AT_ONCE // (4 * math.prod(shape)))
+    told, drawn = 0, []
+    for first in range(0, len(files), at_once):
+        images, read, done = _read(files[first : first + at_once], how)
+        if not read:
+            continue
+        result = predict(model, images, about["thresholds"], args.threshold)
+        if not (told or args.json):
+            likeliest = "likeliest, with capsule length"
+            print(f"{'class':<12}  {'verdict':<7}  {likeliest:<42}  picture")
+        _tell(read, done, result, names, args.json)
+        told += len(read)
+        drawn += _titled(images, done, result, names)[: DRAWN - len(drawn)]
+    if not told:
+        these = printable(" ".join(args.predict))
+        raise ValueError(f"--predict {these}: no readable pictures")
     if "save_dir" in args.given:
         make_save_dir(args.save_dir)
         path = os.path.join(args.save_dir, "predictions.png")
-        titles = [_class(result, i, names) for i in range(len(read))]
-        if result.verdicts is not None:
-            titles = list(map("{}: {}".format, titles, result.verdicts))
-        done = [how.replace(", ", "\n") for how in done]
-        titles = list(map("{}\n{}".format, titles, done))
-        pictures.plot_predictions(images, result.reconstructions, titles, path)
+        images, reconstructions, titles = zip(*drawn)
+        reconstructions = None if result.reconstructions is None else reconstructions
+        pictures.plot_predictions(images, reconstructions, titles, path)
         print(f"Pictures and reconstructions: {path}", file=sys.stderr)
-    return unreadable
+    return len(files) - told
 
 
-def _read(paths, shape, like_mnist, invert):
+def _read(files, how):
     """Read pictures as the network takes them; names those that can't be read.
 
     Args:
-        paths: list of str. Files, and folders of files.
-        shape: tuple `(height, width, channels)` of the network's images.
-        like_mnist: bool. See `capsnet.data.fit_and_tell`.
-        invert: bool. Likewise.
+        files: list of str.
+        how: what `capsnet.data.fit_and_tell` takes beside the picture.
 
     Returns:
-        `(images, read, done, unreadable)`: an array `(n, height, width, channels)`, the
-        paths of its images, what was done with each, and the number of files that can't
-        be read.
-
-    Raises:
-        ValueError: if none can be read.
+        `(images, read, done)`: a list of arrays `(height, width, channels)`, their paths,
+        and what was done with each.
     """
-    files = []
-    for path in paths:
-        files += data.pictures_under(path) if os.path.isdir(path) else [path]
     images, read, done = [], [], []
     for path in files:
         try:
@@ -85,15 +94,11 @@ def _read(paths, shape, like_mnist, invert):
         except ValueError as error:
             print(f"Left out: {printable(error)}", file=sys.stderr)
             continue
-        image, how = data.fit_and_tell(picture, shape, like_mnist, invert)
+        image, changes = data.fit_and_tell(picture, *how)
         images.append(image)
         read.append(path)
-        done.append(how)
-    if not images:
-        raise ValueError(
-            f"--predict {printable(' '.join(paths))}: no readable pictures"
-        )
-    return np.stack(images), read, done, len(files) - len(read)
+        done.append(changes)
+    return images, read, done
 
 
 def _tell(files, done, result, names, as_json):
@@ -106,9 +111,6 @@ def _tell(files, done, result, names, as_json):
         names: list of str. The classes.
         as_json: bool.
     """
-    if not as_json:
-        likeliest = "likeliest, with capsule length"
-        print(f"{'class':<12}  {'verdict':<7}  {likeliest:<42}  picture")
     for i, (path, how, row) in enumerate(zip(files, done, result.lengths)):
         name = _class(result, i, names)
         likeliest = [(names[j], round(float(row[j]), 4)) for j in np.argsort(-row)[:3]]
@@ -124,6 +126,17 @@ def _tell(files, done, result, names, as_json):
             text = "  ".join(f"{name} {length:.3f}" for name, length in likeliest)
             shown = said["verdict"] or "-"
             print(f"{name:<12}  {shown:<7}  {text:<42}  {printable(path)}")
+
+
+def _titled(images, done, result, names):
+    """The first pictures, their reconstructions, and what is written above them."""
+    titles = [_class(result, i, names) for i in range(len(images))][:DRAWN]
+    if result.verdicts is not None:
+        titles = list(map("{}: {}".format, titles, result.verdicts))
+    lines = [how.replace(", ", "\n") for how in done]
+    titles = map("{}\n{}".format, titles, lines)
+    drawn = result.reconstructions
+    return list(zip(images, images if drawn is None else drawn, titles))
 
 
 def _class(result, i, names):

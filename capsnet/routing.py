@@ -100,7 +100,7 @@ def _sum_of_parts(parts):
     return functools.reduce(ops.add, full_parts)  # without the zero of `sum`
 
 
-def _coefficients(normalize, u, W, V, beta=None):
+def _coefficients(normalize, routing_gradient, u, W, V, beta=None):
     """The coupling coefficients, `(J, B, I)`, of `_block_input`'s arguments.
 
     Returns:
@@ -109,6 +109,7 @@ def _coefficients(normalize, u, W, V, beta=None):
     V = ops.cast(V, u.dtype)
     b = _sum_of_parts((V @ W_d) * u_d for u_d, W_d in _parts(u, W))
     c, pull = normalize(b)
+    c = c if routing_gradient else ops.stop_gradient(c)
     return (c if beta is None else c + full(beta)[:, None]), pull
 
 
@@ -145,9 +146,7 @@ def _block_input(normalize, routing_gradient, u, W, V, beta=None):
     @with_gradient
     def block_input(*args):
         u, W = args[:2]
-        c, pull = _coefficients(normalize, *args)
-        if not routing_gradient:
-            c = ops.stop_gradient(c)
+        c, pull = _coefficients(normalize, routing_gradient, *args)
         low_c = ops.cast(c, u.dtype)
         s = _sum_of_parts((low_c * u_d) @ _transposed(W_d) for u_d, W_d in _parts(u, W))
 
@@ -155,7 +154,7 @@ def _block_input(normalize, routing_gradient, u, W, V, beta=None):
             if upstream is None:
                 return _gradient(args, c, pull, given[0], routing_gradient)
             again = routing_gradient and _differentiated_again()
-            of_given = _coefficients(normalize, *given) if again else (c, pull)
+            of_given = _coefficients(normalize, True, *given) if again else (c, pull)
             return _gradient(given, *of_given, upstream, routing_gradient)
 
         return s, gradient
@@ -283,7 +282,7 @@ class Votes:
                 (W.shape[0], ops.shape(u)[0], self.number), full(u).dtype
             )
         found = [
-            _coefficients(self._normalize, u, W, V, *beta)[0]
+            _coefficients(self._normalize, True, u, W, V, *beta)[0]
             for u, W, *beta in zip(*map(ops.unstack, self._in_blocks()))
         ]
         return ops.concatenate(found, axis=-1)[..., : self.number]

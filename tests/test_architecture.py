@@ -12,6 +12,7 @@ from helpers import (
     assert_same_weights,
     options,
     predicted,
+    read_log,
     small_capsnet,
     small_data,
     tiny_capsnet,
@@ -23,7 +24,7 @@ from capsnet.networks import class_capsules, trio
 from capsnet.options import MODELS
 from capsnet.training import callbacks
 from capsnet.training.resources import step_memory
-from capsulelayers import CapsuleLayer, Length, PrimaryCap, SpectralConv2D
+from capsulelayers import CapsuleLayer, Length, Mask, PrimaryCap, SpectralConv2D
 from capsulenet import save_weights
 
 
@@ -206,8 +207,9 @@ def test_a_model_of_one_s_own_trains_and_is_not_taken_for_a_network(tmp_path):
         {"activation": "tanh"},
         {"activation": layers.LeakyReLU()},
         {"between": CapsuleLayer(5, 4)},
+        {"between": layers.UnitNormalization()},
     ],
-    ids=["tanh", "a layer as activation", "two layers of capsules"],
+    ids=["tanh", "a layer as activation", "two layers of capsules", "no weights"],
 )
 def test_what_has_the_names_of_the_paper_s_network_need_not_be_it(how, tmp_path):
     model, path = like_capsnet(**how), str(tmp_path / "a.h5")
@@ -235,6 +237,34 @@ def test_a_part_of_one_s_own_may_be_a_subclass(tmp_path):
     model = keras.Model(images, Length(name="capsnet")(capsules))
     capsulenet.train(model, small_data(), options(tmp_path))
     assert (tmp_path / "trained_model.h5").exists()
+
+
+def test_outputs_of_one_s_own_may_have_names_of_their_own(tmp_path):
+    images, labels = keras.Input((12, 12, 1)), keras.Input((3,))
+    rows = layers.Reshape((12, 12))(images)
+    capsules = CapsuleLayer(3, 4, name="digitcaps")(rows)
+    drawn = layers.Dense(144, "sigmoid")(Mask()([capsules, labels]))
+    drawn = layers.Reshape((12, 12, 1), name="drawn")(drawn)
+    model = keras.Model([images, labels], [Length(name="long")(capsules), drawn])
+    capsulenet.train(model, small_data(), options(tmp_path))
+    assert "val_long_accuracy" in read_log(tmp_path)[-1]
+
+
+@pytest.mark.parametrize("name", ["filters", "n_channels", "dim_primary"])
+def test_sizes_may_be_numbers_of_numpy(name, tmp_path):
+    sizes = {**SMALL, name: np.int64(SMALL.get(name, 4))}
+    model = capsulenet.CapsNet((12, 12, 1), 3, **sizes)[0]
+    path = str(tmp_path / "a.h5")
+    save_weights(model, path, {"architecture": capsulenet.architecture(model)})
+    assert_same_weights(capsulenet.load_model(path)[0][0], model)
+
+
+def test_a_stride_may_be_larger_than_the_kernel(tmp_path):
+    sizes = {**SMALL, "kernel_size": 3, "strides": 4}
+    model = capsulenet.CapsNet((12, 12, 1), 3, **sizes)[0]
+    path = str(tmp_path / "a.h5")
+    save_weights(model, path, {"architecture": capsulenet.architecture(model)})
+    assert_same_weights(capsulenet.load_model(path)[0][0], model)
 
 
 def test_a_model_of_one_s_own_is_interrupted_as_any_other(tmp_path, with_callback):

@@ -77,3 +77,5 @@ def test_what_a_run_has_tested_itself_is_not_tested_again(
     monkeypatch.setattr(script.capsulenet, "run", lambda *args: seen.append(args))
     script.main(["--gpus=1", *flags])
     assert len(seen) == runs
+    # Where there were several hosts, who draws a seed waits for those that are gone.
+    assert all(args.seed is not None for args, *_ in seen[1:])

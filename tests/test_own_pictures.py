@@ -91,6 +91,30 @@ def test_images_of_channels_that_no_picture_has_are_refused(tmp_path, call, caps
     assert "the network takes images of 2 channels, and pictures have 1 or 3" in said
 
 
+def test_many_pictures_are_answered_block_by_block(
+    tmp_path, call, two_classes, monkeypatch, capsys
+):
+    rng, drawn = np.random.default_rng(0), []
+    for number in range(7):
+        pixels = rng.integers(0, 256, (17, 17), "uint8")
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    for number in (2, 3, 5):  # a whole block, and one of another
+        (tmp_path / f"{number}.png").write_bytes(b"")
+    monkeypatch.setattr(pictures, "plot_predictions", lambda *a: drawn.append(a))
+    said = []
+    for _ in range(2):
+        with pytest.raises(SystemExit):
+            call("--predict", ".", "-w", two_classes[0], "--save_dir", "out")
+        said.append(capsys.readouterr())
+        monkeypatch.setattr(own_pictures, "BYTES_AT_ONCE", 0)
+        monkeypatch.setattr(own_pictures, "DRAWN", 2)
+    assert said[0] == said[1] and len(said[0].out.splitlines()) == 1 + 4
+    (images, pictured, titles, _), some = drawn
+    assert len(images) == 4 and titles[:2] == some[2]
+    np.testing.assert_array_equal(images[:2], some[0])
+    np.testing.assert_allclose(pictured[:2], some[1], atol=1e-6)
+
+
 def test_pictures_of_which_none_is_readable_are_bad_input(
     tmp_path, call, two_classes, capsys
 ):

@@ -1,4 +1,5 @@
 import asyncio
+import os
 import re
 import types
 
@@ -172,6 +173,9 @@ def test_digits_are_examples_for_a_network_of_digits_alone(tmp_path, names):
     assert bool(examples) == of_digits == (explorer.test is not None)
 
 
+IPV6 = ["::1"] if os.path.exists("/proc/net/if_inet6") else []
+
+
 @pytest.mark.parametrize("host", ["192.0.2.1", "nowhere.invalid"])
 def test_an_address_of_another_machine_is_refused_before_anything_is_read(host):
     args = demo.build_parser().parse_args(["--host", host])
@@ -179,6 +183,6 @@ def test_an_address_of_another_machine_is_refused_before_anything_is_read(host):
         demo.check(args)
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "localhost"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "localhost", *IPV6])
 def test_addresses_of_this_machine_are_taken(host):
     demo.check(demo.build_parser().parse_args(["--host", host]))

@@ -138,6 +138,7 @@ def test_rows_that_are_added_together_are_all_kept(tmp_path):
 def test_held_out_images_are_training_images_that_are_not_trained_on():
     args = reproduce.parse(["--held_out"])
     assert os.path.basename(args.csv) == "mnist_held_out.csv"
+    assert reproduce.parse(["--dataset", "data/signs/"]).dataset == "data/signs"
     other = reproduce.parse(["--dataset", "data/signs.npz"])
     assert os.path.basename(other.csv) == "signs.csv"
     (x_train, _), (x_held, y_held), _ = reproduce.load(args)

@@ -229,3 +229,20 @@ def test_pytorch_s_transforms_give_the_gradient_of_each_example():
     expected = torch.autograd.grad(layer(u).square().sum(), u)[0]
     found = torch.func.vmap(torch.func.grad(length))(u.detach())
     np.testing.assert_allclose(found.detach(), expected, atol=1e-6)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="of PyTorch")
+def test_a_bias_of_constant_coefficients_is_learned_under_pytorch_s_transforms():
+    import torch
+
+    shapes = (2, 4, 9), (2, 3, 5, 9), (3, 4, 5)  # D, B, I; D, J, O, I; J, B, O
+    u, W, V = (torch.tensor(array(*shape)) for shape in shapes)
+
+    def total(beta):
+        return routing._block_input(rules.softmax, False, u, W, V, beta).sum()
+
+    beta = torch.tensor(array(3, 9)).requires_grad_()
+    expected = torch.autograd.grad(total(beta), beta)[0]
+    assert expected.abs().max() > 0.1
+    found = torch.func.grad(total)(beta.detach())
+    np.testing.assert_allclose(found, expected, atol=1e-5)

@@ -185,6 +185,16 @@ def test_paths_may_be_those_of_pathlib(tmp_path):
     assert checkpoints.last_checkpoint(args.save_dir)["epochs"] == 1
 
 
+@pytest.mark.parametrize("change", ["brightness", "tint"])
+def test_changes_of_brightness_are_for_images_from_0_to_1(tmp_path, change):
+    (x, y), test = small_data()
+    args = options(tmp_path / "out", **{change: 0.2})
+    with pytest.raises(
+        ValueError, match="images from -0.*or a training without --bright"
+    ):
+        train(classifier(), ((2 * x - 1, y), test), args)
+
+
 def test_a_save_directory_that_can_not_be_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="can't be written"):

@@ -95,6 +95,12 @@ def test_what_is_given_stays_though_it_is_the_default():
     assert (args.schedule, args.brightness, args.tint) == ("exponential", 0, 0)
 
 
+def test_a_decay_that_is_given_is_no_cosine_s():
+    args = typed("--dataset", "a", "--model", "photo", "--lr_decay", 0.97)
+    recipe.fit_to_data(args, labels(45, 45), (32, 32, 1))
+    assert (args.schedule, args.lr_decay) == ("exponential", 0.97)
+
+
 def test_mnist_by_name_is_trained_as_ever():
     args, before = typed(), typed()
     recipe.choose_network(args, (28, 28, 1))

@@ -1,9 +1,10 @@
 import argparse
+import shutil
 
 import keras
 import numpy as np
 import pytest
-from helpers import options, save_pictures
+from helpers import assert_same_weights, options, save_pictures
 
 import capsulenet
 from capsnet import options as options_of
@@ -92,7 +93,7 @@ def test_weights_are_read_where_there_is_nothing_to_resume(tmp_path, squares):
 
 
 @pytest.mark.usefixtures("keras_home", "small_network")
-def test_a_folder_is_tested_on_what_the_training_left_out(tmp_path):
+def test_a_folder_is_tested_on_what_the_training_left_out(tmp_path, capsys):
     folder, out = save_pictures(tmp_path / "a", n=10, shape=(24, 20)), tmp_path / "out"
     left_out = ["--test_share", "0.5", "--epochs", "1", "--save_dir", str(out)]
     capsulenet.main(["--dataset", folder, *left_out])
@@ -105,6 +106,7 @@ def test_a_folder_is_tested_on_what_the_training_left_out(tmp_path):
         tested = start.prepare(options_of.complete(args))[0].test[0]
         assert len(tested) == pictures
         assert given or not {x.tobytes() for x in tested} & trained_on
+        assert ("may have been trained on" in capsys.readouterr().out) == bool(given)
     capsulenet.main(["--dataset", folder, *left_out, "--image_size", "17"])
     models = capsulenet.load_model(str(out / "trained_model.h5"))[0]
     larger = small()[0]
@@ -163,6 +165,52 @@ def test_the_class_that_is_drawn_is_one_that_test_images_show(tmp_path, tested, 
     args = options_of.complete(given)
     start.prepare(args)
     assert args.digit == digit
+
+
+@pytest.mark.usefixtures("keras_home", "small_network")
+def test_pictures_that_are_added_to_a_folder_may_change_the_test(tmp_path, capsys):
+    folder, out = save_pictures(tmp_path / "a", n=10, shape=(24, 20)), tmp_path / "out"
+    capsulenet.main(["--dataset", folder, "--epochs", "1", "--save_dir", str(out)])
+    again = ["--dataset", folder, "-t", "-w", str(out / "trained_model.h5")]
+    again += ["--save_dir", str(out)]
+    capsulenet.main(again)
+    assert "may have been trained on" not in capsys.readouterr().out
+    for number in range(10, 15):
+        shutil.copy(f"{folder}/ape/0.png", f"{folder}/ape/{number}.png")
+    capsulenet.main(again)
+    said = capsys.readouterr().out
+    assert f"Warning: the test pictures of {folder} are not those of the tr" in said
+
+
+def test_a_squash_for_which_there_is_no_option_is_not_passed_over(tmp_path):
+    model = capsulenet.CapsNet((28, 28, 1), 3, 2, filters=2, squash="exponential")[0]
+    path = str(tmp_path / "w.h5")
+    about = {"architecture": capsulenet.architecture(model)}
+    capsulenet.save_weights(model, path, about)
+    here = capsulenet.CapsNet((28, 28, 1), 3, 2, filters=2)[0]
+    stored = capsulenet.weights.read(path)
+    for testing in (True, False):
+        args = options(tmp_path, weights=path, testing=testing, routings=2)
+        with pytest.raises(ValueError, match="w.h5: its capsules are squashed by 'exp"):
+            start.load_weights(here, options_of.complete(args), stored)
+
+
+@pytest.mark.parametrize("testing", [True, False])
+def test_files_of_keras_without_a_decoder_are_taken(tmp_path, testing, capsys):
+    sizes = {"filters": 2, "n_channels": 1}
+    path = str(tmp_path / "best.weights.h5")
+    without = capsulenet.CapsNet((28, 28, 1), 3, 2, decoder=False, **sizes)[0]
+    without.save_weights(path)
+    stored = capsulenet.weights.read(path)
+    args = options(tmp_path, weights=path, testing=testing)
+    args = options_of.complete(args)
+    decoder = start.has_decoder(args, stored)
+    assert decoder != testing
+    model = capsulenet.CapsNet((28, 28, 1), 3, 2, decoder=decoder, **sizes)[0]
+    start.load_weights(model, args, stored)
+    assert ("has no decoder, which starts anew" in capsys.readouterr().out) == decoder
+    for name in ("conv1", "digitcaps"):
+        assert_same_weights(model.get_layer(name), without.get_layer(name))
 
 
 def test_a_command_line_leaves_the_precision_of_the_process_alone(

@@ -250,11 +250,12 @@ class NoBetterThanGuessing(keras.callbacks.Callback):
 
     Args:
         share: float. The share of the commonest class among the images as drawn.
+        monitor: str. What the log calls the accuracy, with `val_` before it.
     """
 
-    def __init__(self, share):
+    def __init__(self, share, monitor="val_capsnet_accuracy"):
         super().__init__()
-        self.share = share
+        self.share, self.monitor = share, monitor.removeprefix("val_")
         self.looked = False
 
     def on_epoch_end(self, epoch, logs=None):
@@ -263,7 +264,7 @@ class NoBetterThanGuessing(keras.callbacks.Callback):
         if self.looked or steps < GUESSING_STEPS:
             return
         self.looked = True
-        accuracy = logs.get("capsnet_accuracy", logs.get("accuracy", 1))
+        accuracy = logs[self.monitor]
         if accuracy < self.share + 0.1 * (1 - self.share):
             print(
                 f"\nWarning: after {steps} steps {accuracy:.1%} of the training images "

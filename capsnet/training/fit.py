@@ -13,15 +13,9 @@ from keras import ops
 from capsnet import data as datasets
 from capsnet import options, verdict
 from capsnet.architecture import architecture, capsule_layer, has_capsules
-from capsnet.errors import (
-    DEFECT,
-    HostLost,
-    Interrupted,
-    first_line,
-    is_bad_input,
-)
+from capsnet.errors import DEFECT, HostLost, Interrupted, first_line, is_bad_input
 from capsnet.files import make_save_dir
-from capsnet.inference import as_set, images_at_once, predict_in_batches
+from capsnet.inference import as_set, check_images, images_at_once, predict_in_batches
 from capsnet.pictures import plot_log
 from capsnet.training import (
     callbacks,
@@ -51,6 +45,8 @@ def run(model, data, args, compile_model, signals=False):
     options.check_options(args)
     _check_what_is_kept(model, args)
     data = [as_set(part, model, trained=True) for part in data]
+    if args.brightness or args.tint:  # which leave no number outside of 0 to 1
+        check_images(data[0][0], True, "a training without --brightness and --tint")
     if args.deterministic:
         devices.make_deterministic()
     host, hosts = devices.host()
@@ -121,6 +117,8 @@ def _fit(model, data, args, compile_model, watching):
     x = datasets.unpad(data[0][0]) if paired else data[0][0]
     args.like_mnist = datasets.are_like_mnist(x)
     args.shown = datasets.shown(*labels, are_paired=paired)
+    other = paired or options.are_held_out(args)  # than the pictures of the test
+    args.test_pictures = None if other else start["data"]["x_test"]
     compile_model(model, args, len(batches))
     resources.check_step(model, batches.batch_size)
     resources.make_variables(model)
@@ -164,7 +162,8 @@ def _fit(model, data, args, compile_model, watching):
 
 def _monitor(model):
     """What the log calls the accuracy that tells how good an epoch is."""
-    return "val_capsnet_accuracy" if len(model.outputs) > 1 else "val_accuracy"
+    of = f"{model.output_names[0]}_" if len(model.outputs) > 1 else ""
+    return f"val_{of}accuracy"
 
 
 def _batches(model, data, args):
@@ -259,8 +258,9 @@ def _kept_with_weights(model, args):
     """What travels with the weights, so that `--predict` needs no flags."""
     if not has_capsules(model):
         return {}
-    kept = {"test_share": args.test_share} if options.is_folder(args) else {}
-    return kept | {
+    names = ("test_share", "test_pictures") if options.is_folder(args) else ()
+    return {
+        **{name: getattr(args, name) for name in names},
         "architecture": architecture(model),
         "class_names": args.class_names,
         "like_mnist": args.like_mnist,
@@ -297,7 +297,7 @@ def callbacks_of(model, args, batches, start, checkpoint, x_test):
             _monitor(model),
         ),
     ]
-    used.append(callbacks.NoBetterThanGuessing(batches.commonest))
+    used.append(callbacks.NoBetterThanGuessing(batches.commonest, _monitor(model)))
     if capsule_layer(model) is not None and devices.replicas() == 1:
         used.append(callbacks.DeadCapsules(lambda: _some_lengths(model, batches)))
     if args.log_interval:

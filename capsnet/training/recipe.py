@@ -112,6 +112,8 @@ def fit_to_data(args, labels, shape):
     suited = of_composed(args, shape)
     if not named or args.model != "capsnet" or args.authors:
         suited |= _suited(args, labels, shape[2], bool(suited))
+    if "lr_decay" in args.given:
+        suited.pop("schedule", None)  # the cosine would ignore it
     chosen = {k: v for k, v in suited.items() if k not in args.given}
     vars(args).update(chosen)
     if chosen and not args.testing:

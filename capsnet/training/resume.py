@@ -81,6 +81,12 @@ def _check_weights(args, checkpoint):
         )
 
 
+def checksum(array):
+    """Return type, shape and checksum of an array, a str."""
+    array = np.ascontiguousarray(array)
+    return f"{array.dtype} {array.shape} crc32 {zlib.crc32(array):08x}"
+
+
 def start_of(data, args, checkpoint):
     """Return what a run starts from, as its checkpoints tell it: data and weights.
 
@@ -88,13 +94,8 @@ def start_of(data, args, checkpoint):
         ValueError: if the data are not those of the checkpoint.
     """
     names = ("x_train", "y_train", "x_test", "y_test")
-    arrays = map(np.ascontiguousarray, (array for pair in data for array in pair))
-    start = {
-        "data": {
-            name: f"{array.dtype} {array.shape} crc32 {zlib.crc32(array):08x}"
-            for name, array in zip(names, arrays, strict=True)
-        }
-    }
+    sums = (checksum(array) for pair in data for array in pair)
+    start = {"data": dict(zip(names, sums, strict=True))}
     if checkpoint is None:
         path, weights = args.weights, {}
         if path is not None:
@@ -103,10 +104,12 @@ def start_of(data, args, checkpoint):
     there = checkpoint.get("data", start["data"])
     for name, array in start["data"].items():
         if there.get(name) != array:
+            composed = options.are_paired(args) and name.endswith("test")
             raise ValueError(
                 f"--dataset {args.dataset}: its {name} ({array}) is not what the run in "
-                f"{args.save_dir} was trained on ({there.get(name)}); without --resume a "
-                "new run begins"
+                f"{args.save_dir} was trained on ({there.get(name)}): "
+                + "--test_size may differ; " * composed
+                + "without --resume a new run begins"
             )
     return start | {k: checkpoint[k] for k in ("weights",) if k in checkpoint}
 

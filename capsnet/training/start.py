@@ -45,6 +45,8 @@ def prepare(args):
     told, source = _told(args, stored, checkpoint)
     recipe.choose_network(args, x_train.shape[1:], told, source)
     recipe.fit_to_data(args, y_train, x_train.shape[1:])
+    if args.testing and stored is not None:
+        _say_if_trained_on(args, stored[0], data.test[0])
     resume.check(args, checkpoint)
     args.seed = devices.draw_seed() if args.seed is None else args.seed
     keras.utils.set_random_seed(args.seed)
@@ -64,6 +66,17 @@ def _test_what_was_left_out(args, said):
     told = isinstance(share, float) and 0 < share < 1
     if args.testing and options.is_folder(args) and told and not given:
         args.test_share = share
+
+
+def _say_if_trained_on(args, said, images):
+    """Warn where a folder's test pictures are others than when it was trained on."""
+    before = said.get("test_pictures")
+    if options.is_folder(args) and before not in (None, resume.checksum(images)):
+        print(
+            f"Warning: the test pictures of {args.dataset} are not those of the training "
+            f"of {args.weights}, which may have been trained on some of them. Folders train/ "
+            "and test/ keep them apart where pictures are added"
+        )
 
 
 @contextlib.contextmanager
@@ -98,8 +111,14 @@ def has_decoder(args, stored):
         args: namespace with all options.
         stored: pair or None, see `prepare`.
     """
-    told = _told(args, stored)[0] or {}
-    return not args.testing or told.get("decoder") is not False
+    return not (args.testing and stored is not None and _lacks_decoder(args, stored))
+
+
+def _lacks_decoder(args, stored):
+    told, _ = _told(args, stored)
+    layers = {name.partition("/")[0] for name in stored[1]}
+    no_layer = "digitcaps" in layers and "decoder" not in layers
+    return told.get("decoder") is False or no_layer
 
 
 def load_weights(model, args, stored):
@@ -116,11 +135,18 @@ def load_weights(model, args, stored):
         ValueError: if they are of another network.
     """
     told, _ = _told(args, stored)
+    squash, here = told.get("squash"), model.get_layer("digitcaps").squash
+    if squash not in (None, here):
+        raise ValueError(
+            f"{args.weights}: its capsules are squashed by {squash!r:.50}, for which there "
+            "is no option: capsulenet.load_model builds its network"
+        )
+    starts_anew = not args.testing and _lacks_decoder(args, stored)
     said, stored = stored
     if args.testing and "architecture" in said:
         built, _ = of_file(args.weights, said, stored, args.routings, None)
         _check_trained_on(model, args, built, said.get("class_names"))
-    elif told.get("decoder") is False:
+    elif starts_anew:
         print(f"{args.weights}: has no decoder, which starts anew")
         stored = {**stored, "decoder": model.get_layer("decoder").get_weights()}
     weights.set_weights(model, stored, args.weights)

@@ -6,7 +6,7 @@ import math
 import operator
 
 from capsnet import rules, verdict
-from capsnet.architecture import BEYOND, KERNEL_SIZE, STRIDES, primary_positions
+from capsnet.architecture import BEYOND, STRIDES, primary_positions
 from capsnet.data.arrays import is_class_name
 from capsnet.errors import first_line
 from capsnet.options import CONV_FORMS, MODELS, MOST_ROUTINGS
@@ -112,7 +112,7 @@ def of_weights(weights, said, input_shape=None):
     built = _told_by_shapes(model, weights, said)
     kernel_size, n_channels = built["kernel_size"], built["n_channels"]
     channels, n_primary = weights["conv1"][0].shape[2], weights["digitcaps"][0].shape[1]
-    built |= {"model": model, **_said_alone(said, kernel_size)}
+    built |= {"model": model, **_said_alone(said)}
 
     def positions(height, width):
         return primary_positions(height, width, kernel_size, built["strides"])
@@ -157,7 +157,7 @@ def _other_of_weights(model, weights, said, input_shape=None):
         raise ValueError(f"images of {shape}")
     built = _told_by_shapes(model, weights, said)
     taken = (*_HANDED_ON, "routings", *BEYOND.get(model, ()))
-    known = _said_alone(said, KERNEL_SIZE).items()
+    known = _said_alone(said).items()
     known = {name: value for name, value in known if name in taken}
     return {"model": model, "input_shape": shape, **built, **known}
 
@@ -183,11 +183,11 @@ def _told_by_shapes(model, weights, said):
     return built
 
 
-def _said_alone(said, kernel_size):
+def _said_alone(said):
     """What weights do not tell, checked."""
     routings = operator.index(said["routings"])
     strides = operator.index(said.get("strides", STRIDES))
-    if not (1 <= routings <= MOST_ROUTINGS and 1 <= strides <= kernel_size):
+    if not (1 <= routings <= MOST_ROUTINGS and 1 <= strides <= 1000):
         raise ValueError(f"routings {routings}, strides {strides}")
     conv, gradient = said.get("conv", "auto"), said.get("routing_gradient", True)
     if conv not in CONV_FORMS or not isinstance(gradient, bool):

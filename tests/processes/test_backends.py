@@ -23,6 +23,7 @@ TESTS = [
     "test_data_pairs.py::test_pairs_on_the_device_are_the_same",
     "test_dimensions.py::test_images_are_those_of_the_model",
     "test_dimensions.py::test_manipulation_changes_one_dimension_a_row",
+    "test_inference.py::test_tensors_are_images_too",
     "test_networks_efficient.py::test_a_convolution_by_place_is_that_of_keras",
     "test_networks_normalization.py",
     "test_networks_photo.py::test_any_keras_model_may_be_the_stem",
