@@ -40,7 +40,7 @@ def check(args):
     if args.port and not 1024 <= args.port <= 65535:
         raise ValueError(f"--port {args.port}: must be from 1024 to 65535, or 0")
     try:
-        family = socket.getaddrinfo(args.host, 0)[0][0]
+        family = socket.AF_INET6 if ":" in args.host else socket.AF_INET
         socket.create_server((args.host, 0), family=family).close()
     except OSError as error:
         raise ValueError(f"--host {args.host}: no address of this machine") from error
