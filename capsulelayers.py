@@ -21,8 +21,7 @@ from keras import ops
 
 from capsnet import routing, rules
 from capsnet.numerics import as_float, full, full_dtype, one_each, replicas, scaled
-from capsnet.routing import ROUTING_BLOCK_BYTES  # noqa: F401
-from capsnet.spectral import CONV_FORMS, SpectralConv2D  # noqa: F401
+from capsnet.spectral import SpectralConv2D
 from capsnet.squashes import EPSILON, SQUASHES, squash
 
 
@@ -140,18 +139,19 @@ def PrimaryCap(
 
     Returns:
         A Keras tensor of shape `(batch, positions * n_channels, dim_capsule)`.
+
+    Raises:
+        TypeError: if `inputs` is no Keras tensor, such as in `call` of a subclass.
     """
-    convolution = SpectralConv2D(
-        filters=dim_capsule * n_channels,
-        kernel_size=kernel_size,
-        strides=strides,
-        padding=padding,
-        data_format=data_format,
-        conv=conv,
-        kernel_initializer=kernel_initializer
-        or keras.initializers.VarianceScaling(64.0),
-        name=f"{name}_conv2d",
-    )
+    if not isinstance(inputs, keras.KerasTensor):
+        raise TypeError(
+            "PrimaryCap makes layers, so it takes keras.Input(...) or what comes of it: in a "
+            "subclass call it in __init__, in a keras.Model(x, PrimaryCap(x, ...))"
+        )
+    how = {"strides": strides, "padding": padding, "data_format": data_format}
+    first = kernel_initializer or keras.initializers.VarianceScaling(64.0)
+    how |= {"conv": conv, "kernel_initializer": first, "name": f"{name}_conv2d"}
+    convolution = SpectralConv2D(dim_capsule * n_channels, kernel_size, **how)
     outputs = convolution(inputs)
     if convolution.data_format == "channels_first":
         outputs = keras.layers.Permute((2, 3, 1), name=f"{name}_permute")(outputs)
@@ -252,8 +252,7 @@ class CapsuleLayer(keras.layers.Layer):
         super().__init__(**kwargs)
         self.supports_masking = True
         self.rule = rules.rule(routing, routings, use_bias=use_bias, leaky=leaky)
-        sizes = {"num_capsule": num_capsule, "dim_capsule": dim_capsule}
-        for name, value in sizes.items():
+        for name, value in (("num_capsule", num_capsule), ("dim_capsule", dim_capsule)):
             if not isinstance(value, (int, np.integer)) or value < 1:
                 raise ValueError(f"{name} must be an integer above 0, not {value!r}")
         self.num_capsule = int(num_capsule)
@@ -359,7 +358,7 @@ class CapsuleLayer(keras.layers.Layer):
 
     def _given(self, inputs, mask):
         """The input capsules and the weights, by name, in the type of the products."""
-        given = {"u": inputs, **self._learned}
+        given = {"u": inputs, **self._learned, "W": self.W}
         given = {name: ops.cast(x, self.compute_dtype) for name, x in given.items()}
         if mask is not None:  # a capsule of zeros changes no sum
             mask = ops.expand_dims(ops.cast(one_each(mask, inputs), "bool"), -1)

@@ -100,7 +100,8 @@ class Rule(NamedTuple):
     """What a routing has of its own."""
 
     normalize: Callable = softmax
-    """From logits to coefficients, see `softmax`."""
+    """From logits `(J, B, i)` to coefficients, see `softmax`. They are of one block of the
+    input capsules, with some of zeros at its end: the last axis is not to be looked along."""
     start: Callable | None = None
     """From the sum of all predictions, `(J, B, O)`, to the first `V`; without it the
     first iteration has equal coefficients."""

@@ -194,7 +194,7 @@ class SpectralConv2D(keras.layers.Conv2D):
         if self.form != "patches" or not self.use_bias:
             return super().call(inputs)
         outputs = self._unfolded(inputs, self.kernel, self.bias)
-        return self.activation(outputs)
+        return outputs if self.activation is None else self.activation(outputs)
 
     def convolution_op(self, inputs, kernel):
         """Convolve `inputs` `(B, H, W, C)` in the chosen form, without the bias."""

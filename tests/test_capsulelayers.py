@@ -301,6 +301,22 @@ def test_a_model_may_have_two_layers_of_primary_capsules():
     assert {"primarycap_conv2d", "second_conv2d", "second_squash"} <= names
 
 
+def test_primary_capsules_are_no_layer_to_be_made_in_a_call():
+    with pytest.raises(TypeError, match="in a subclass call it in __init__"):
+        PrimaryCap(ops.ones((1, 20, 20, 1)), 4, 2, 5, 2, "valid")
+
+
+def test_the_weight_of_another_layer_may_be_shared():
+    class Tied(CapsuleLayer):
+        def build(self, shape):
+            super().build(shape)
+            self.W = other.W
+
+    other, layer = capsule_layer(array(3, 9, 5, 4)), Tied(3, 5)
+    u = squash(array(2, 9, 4))
+    np.testing.assert_allclose(predicted(layer, u), predicted(other, u), atol=1e-6)
+
+
 def test_channels_first_make_the_same_capsules():
     try:
         ops.conv(

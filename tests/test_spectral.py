@@ -100,6 +100,15 @@ def test_no_gradient_of_an_index_is_in_the_way_of_tensorflow():
     assert "StridedSliceGrad" not in kinds
 
 
+@pytest.mark.parametrize("form", ["direct", "spectral", "patches"])
+def test_an_activation_may_be_taken_off(form):
+    layer = SpectralConv2D(4, 5, activation="relu", conv=form)
+    x = array(2, 20, 20, 1)
+    layer(x)
+    layer.activation = None
+    assert ops.convert_to_numpy(ops.min(layer(x))) < 0
+
+
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="of JAX")
 def test_a_layer_may_be_made_while_jax_traces():
     import jax
