@@ -57,6 +57,7 @@ def draw(shape, size, rng, black=False):
     width, height = (fine * side for side in size)
     ground, colour = np.zeros(3), rng.integers(128, 256, 3)
     if not black:
+        ground = colour  # so that both are drawn
         while np.abs(colour - ground).sum() < 120:
             ground, colour = rng.integers(0, 256, (2, 3))
     image = Image.new("RGB", (width, height), tuple(map(int, ground)))
@@ -129,14 +130,15 @@ def capsules(dataset, out, flags=()):
     return row(predicted, loaded, seconds, peak)
 
 
-def plain_cnn(dataset, size, epochs=60):
+def plain_cnn(dataset, seed, epochs=60):
     """Train three convolutions and two dense layers on the same pictures."""
     import keras
 
     from capsnet import data
 
-    loaded = data.load(dataset, None if os.path.isfile(dataset) else size)
+    loaded = data.load(dataset)
     (x, y), (x_test, _) = loaded.train, loaded.test
+    keras.utils.set_random_seed(seed)
     layers = [keras.layers.Input(x.shape[1:])]
     for filters in (32, 64, 128):
         layers.append(
@@ -221,8 +223,7 @@ def main():
                         out = os.path.join(folder, "out")
                         measured = capsules(dataset, out, args.flags.split())
                     else:
-                        size = SETS.get(name, {"size": (28, 28)})["size"][::-1]
-                        measured = plain_cnn(dataset, size)
+                        measured = plain_cnn(dataset, seed)
                     keep(
                         args.results,
                         {"set": name, "seed": seed, "network": network} | measured,

@@ -64,8 +64,9 @@ def spread_of(x, y, shift_fraction, shifts):
     Returns:
         An array `(6,)`.
     """
-    (seen, _), _ = TrainingBatches(x, y, len(x), shift_fraction, shifts=shifts)[0]
-    return np.std(measure_strokes(seen), axis=0)
+    batches = TrainingBatches(x, y, 1000, shift_fraction, shifts=shifts)
+    seen = [measure_strokes(batches[i][0][0]) for i in range(len(batches))]
+    return np.std(np.concatenate(seen)[: len(x)], axis=0)  # each image once
 
 
 def effects_on_strokes(drawn, spread):
@@ -104,9 +105,13 @@ def show(model, data, args, digits):
     pairs, effects = [], []
     for digit in digits:
         chosen = some_of(digit, y_test, args.seed, IMAGES)
-        drawn = manipulated(model, x_test[chosen], digit, ends)
-        pairs.append(drawn[0])
-        effects.append(effects_on_strokes(drawn, spread))
+        of_images = []
+        for image in x_test[chosen]:  # one by one, since large ones fill the memory
+            drawn = manipulated(model, image[None], digit, ends)
+            if not of_images:
+                pairs.append(drawn[0])
+            of_images.append(effects_on_strokes(drawn, spread))
+        effects.append(np.mean(of_images, axis=0))
     path = os.path.join(args.save_dir, "dimensions.png")
     pictures.plot_dimensions(pairs, effects, [names[digit] for digit in digits], path)
     print(f"What the dimensions stand for: {path}")

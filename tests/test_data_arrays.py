@@ -170,10 +170,64 @@ def npz_claiming(path, shape, dtype="|u1", content=b""):
     ],
     ids=["huge", "overflow", "negative", "pickle", "bomb"],
 )
-def test_hostile_data_sets_are_refused(tmp_path, claim, message):
+def test_hostile_data_sets_are_refused(tmp_path, claim, message, monkeypatch):
+    monkeypatch.setattr(arrays, "MOST_UNPACKED", 200_000_000)
     path = tmp_path / "a.npz"
     npz_claiming(path, **claim)
     with pytest.raises(ValueError, match=rf"a\.npz: not a data set: .*({message})"):
+        datasets.load_npz(path)
+
+
+@pytest.mark.parametrize(
+    "dtype, most, refused",
+    [
+        ("uint8", 1, "from 0 to 1 would be black, since white is 255"),
+        ("int64", 1, "from 0 to 1 would be black"),
+        ("uint16", 255, "from 0 to 255 would be black, since white is 65535"),
+        ("uint8", 2, None),
+        ("uint16", 256, None),
+    ],
+)
+def test_integers_on_a_scale_that_is_not_their_type_s_are_refused(
+    tmp_path, dtype, most, refused
+):
+    x, y = np.zeros((4, 17, 17), "uint8"), np.arange(4) % 2
+    other = x.astype(dtype)
+    x[:, 3], other[:, 3] = 255, most
+    path = str(tmp_path / "a.npz")
+    np.savez(path, x_train=x, y_train=y, x_test=other, y_test=y)
+    if refused is None:
+        assert datasets.load_npz(path).test[0].max() > 0
+        return
+    with pytest.raises(ValueError, match=refused):
+        datasets.load_npz(path)
+
+
+def test_arrays_that_would_fill_the_memory_are_refused(tmp_path, monkeypatch):
+    x, y = np.zeros((4, 17, 17), "uint8"), np.arange(4) % 2
+    x[:, 3] = 255
+    path = str(tmp_path / "a.npz")
+    np.savez(path, x_train=x, y_train=y, x_test=x, y_test=y)
+    needed = 2 * x.size * (1 + 4)
+    monkeypatch.setattr(arrays.machine, "machine_memory", lambda: needed)
+    datasets.load_npz(path)
+    monkeypatch.setattr(arrays.machine, "machine_memory", lambda: needed - 1)
+    with pytest.raises(ValueError, match="a.npz: needs 0.0 GB, and this machine"):
+        datasets.load_npz(path)
+
+
+@pytest.mark.parametrize("first", [2**60, 2**63 - 2])
+def test_signed_and_unsigned_labels_keep_all_their_digits(tmp_path, first):
+    x = np.full((4, 17, 17), 255, "uint8")
+    y = np.array([first, first + 1] * 2, "uint64")
+    path = str(tmp_path / "a.npz")
+    np.savez(path, x_train=x, y_train=y, x_test=x, y_test=y.astype("int64"))
+    names = datasets.load_npz(path).class_names
+    assert names == (str(first), str(first + 1))
+    np.savez(
+        path, x_train=x, y_train=y + np.uint64(2**63), x_test=x, y_test=[1, 2, 1, 2]
+    )
+    with pytest.raises(ValueError, match="labels of 2.*63 and more beside signed"):
         datasets.load_npz(path)
 
 

@@ -108,6 +108,18 @@ def test_validation_gives_pairs_with_weights_for_both_digits():
     assert (of_classes[1:] == 0).all() and of_digits[1:].sum() == 0
 
 
+def test_two_classes_make_no_pairs_to_tell_apart(tmp_path):
+    x, y = np.zeros((6, 17, 17), "uint8"), np.arange(6)
+    x[:, 5] = 255
+    for n_class in (2, 3):
+        path = str(tmp_path / f"{n_class}.npz")
+        labels = y % n_class
+        np.savez(path, x_train=x, y_train=labels, x_test=x, y_test=labels)
+    assert len(datasets.load(path, overlap=1).test) == 2
+    with pytest.raises(ValueError, match="--pairs: of two classes"):
+        datasets.load(str(tmp_path / "2.npz"), overlap=1)
+
+
 @pytest.mark.parametrize(
     "x, y, why",
     [

@@ -174,8 +174,10 @@ def test_threads_take_turns(explorer, trained, monkeypatch):
     assert most == [1] * 16
 
 
-def test_one_image_is_convolved_directly():
-    models = small_capsnet()
+@pytest.mark.parametrize("conv", ["spectral", "patches"])
+def test_one_image_is_convolved_directly(conv):
+    models = small_capsnet(conv=conv)
+    assert models[1].get_layer("conv1").form == conv
     Explorer(models, about(), capsulenet.predict)
     assert models[1].get_layer("conv1").form == "direct"
     assert models[1].get_layer("primarycap_conv2d").form == "direct"

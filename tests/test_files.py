@@ -79,10 +79,16 @@ def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path, kind):
 
 
 def test_a_death_while_a_folder_is_tried_leaves_nothing_there(tmp_path, monkeypatch):
-    for name in ("remove", "unlink"):  # as if killed before it
-        monkeypatch.setattr(os, name, lambda *args, **kwargs: None)
-    files.make_save_dir(str(tmp_path / "a" / "b"))
-    assert os.listdir(tmp_path / "a" / "b") == []
+    folder, seen, opened = tmp_path / "a" / "b", [], os.open
+
+    def look(*args, **kwargs):  # a kill may come as soon as the file is there
+        descriptor = opened(*args, **kwargs)
+        seen.append(os.listdir(folder))
+        return descriptor
+
+    monkeypatch.setattr(os, "open", look)
+    files.make_save_dir(str(folder))
+    assert seen and not any(seen) and os.listdir(folder) == []
 
 
 def test_the_home_of_keras_is_where_keras_says(tmp_path, monkeypatch):

@@ -28,7 +28,7 @@ def test_it_is_the_paper_s_network_with_fewer_transformations():
 def test_a_digit_elsewhere_gives_the_same_class_capsules():
     model = small((60, 60, 1))[1]
     digitcaps = model.get_layer("digitcaps")
-    digitcaps.set_weights([1e4 * w for w in digitcaps.get_weights()])  # long ones
+    digitcaps.set_weights([300 * w for w in digitcaps.get_weights()])  # long ones
     blob = np.random.default_rng(0).random((4, 4, 1)).astype("float32")
     images = np.zeros((2, 60, 60, 1), "float32")
     images[0, 20:24, 24:28] = images[1, 30:34, 28:32] = blob

@@ -46,6 +46,15 @@ def written(tmp_path, monkeypatch):
     return write
 
 
+@pytest.mark.parametrize("black", [True, False])
+def test_shapes_are_drawn_on_grounds_of_any_colour_or_on_black(black):
+    rng = np.random.default_rng(0)
+    drawn = [own_pictures.draw("circle", (40, 40), rng, black) for _ in range(30)]
+    corners = np.array([np.asarray(d)[:3, :3].mean((0, 1)) for d in drawn])
+    assert (corners.max(1) < 40).mean() == (1.0 if black else pytest.approx(0, abs=0.1))
+    assert black or corners.std() > 50  # of 0 to 255
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name, size, flags",

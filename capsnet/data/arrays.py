@@ -7,7 +7,9 @@ import zipfile
 
 import numpy as np
 
-MOST_UNPACKED = 200_000_000
+from capsnet import machine
+
+MOST_UNPACKED = 2_000_000_000
 """Bytes that an `.npz` file may unpack to, or 20 times its own size if that is more."""
 
 _ARRAYS = ("x_train", "y_train", "x_test", "y_test")
@@ -73,19 +75,25 @@ def _check_unpacked(path, members):
     """Refuse arrays that claim more memory than a file of this size can be worth."""
     unpacked = sum(member.file_size for member in members)
     if unpacked > max(MOST_UNPACKED, 20 * os.path.getsize(path)):
-        raise ValueError(f"unpacks to {unpacked / 1e6:.0f} MB, a bomb")
+        raise ValueError(
+            f"unpacks to {unpacked / 1e6:.0f} MB, a bomb; one of your own can be kept as "
+            "uint8, or by np.savez, which does not compress"
+        )
 
 
 def from_arrays(source, x_train, y_train, x_test, y_test, class_names=None):
     """Check arrays as `load_npz` takes them, and turn them into a `Data`."""
+    _check_memory(source, x_train, x_test)
     of_several = y_train.ndim == y_test.ndim == 2
     (_check_of_several if of_several else _check_labels)(source, y_train, y_test)
+    if {y_train.dtype.kind, y_test.dtype.kind} == {"i", "u"}:
+        if max(y_train.max(), y_test.max()) >= 2**63:
+            raise ValueError(f"{source}: labels of 2**63 and more beside signed ones")
+        y_train, y_test = y_train.astype("int64"), y_test.astype("int64")
     if class_names or of_several:
         labels = np.arange(len(class_names) if class_names else y_train.shape[1])
     else:
         labels = np.unique(np.concatenate([np.unique(y_train), np.unique(y_test)]))
-        if labels.dtype.kind == "f":  # NumPy's common type of int64 and uint64
-            labels = labels.astype("int64")
     if len(labels) < 2:
         raise ValueError(f"{source}: there is one class only")
     if len(labels) > 2000:
@@ -119,6 +127,16 @@ def from_arrays(source, x_train, y_train, x_test, y_test, class_names=None):
                 "characters"
             )
     return Data(*splits, names)
+
+
+def _check_memory(source, *images):
+    """Refuse images that would not fit into the memory beside their float32."""
+    there = machine.machine_memory()
+    needed = sum(x.nbytes + 4 * x.size for x in images)
+    if there and needed > there:
+        raise ValueError(
+            f"{source}: needs {needed / 1e9:.1f} GB, and this machine has {there / 1e9:.1f}"
+        )
 
 
 def _check_labels(source, y_train, y_test):
@@ -164,6 +182,11 @@ def _to_float(source, x):
         if x.min() < 0 or x.max() > full:
             raise ValueError(
                 f"{source}: images of type {x.dtype} must lie in 0 to {full}"
+            )
+        if x.max() == 1 or 1 < x.max() <= 255 < full:
+            raise ValueError(
+                f"{source}: images of type {x.dtype} from 0 to {x.max()} would be black, "
+                f"since white is {full}: give uint8 from 0 to 255, or floats in [0, 1]"
             )
         scaled = x.astype("float32")
         scaled /= full  # in place: this is the largest array there is

@@ -127,12 +127,12 @@ def _pictures(path):
 
 
 def _version(entry):
-    """Size and time of a file, zeros of one that is gone, which reading it will say."""
+    """Size and times of a file, zeros of one that is gone, which reading it will say."""
     try:
         about = entry.stat()
     except OSError:
-        return 0, 0
-    return about.st_size, about.st_mtime_ns
+        return 0, 0, 0
+    return about.st_size, about.st_mtime_ns, about.st_ctime_ns
 
 
 def _draw_test(labels, share, seed):

@@ -42,7 +42,10 @@ def read_picture(path, name=None):
                 check_is_file(path)
             with Image.open(path, formats=FORMATS) as picture:
                 if math.prod(picture.size) > LARGEST_PICTURE:
-                    raise ValueError(f"{picture.width} x {picture.height} pixels")
+                    raise ValueError(
+                        f"{picture.width} x {picture.height} pixels, more than "
+                        f"{LARGEST_PICTURE:,}"
+                    )
                 picture.load()
                 picture = ImageOps.exif_transpose(picture)
         if picture.mode.startswith("I") or picture.mode == "F":

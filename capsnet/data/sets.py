@@ -17,6 +17,7 @@ from capsnet.data.pairs import pad, paired
 from capsnet.errors import first_line
 from capsnet.files import keras_home
 from capsnet.options import (
+    DEFAULTS,
     HELD_OUT,
     are_held_out,
     are_paired,
@@ -79,10 +80,14 @@ def load(
         ValueError: if it is no data set, or can't be paired; the message says why.
     """
     data = _load(name, image_size, color, test_share, seed)
+    if name == "multimnist" and overlap is None:
+        overlap = DEFAULTS["overlap_shift"]
     if name == "affnist":
         data = _affine(data, test_size, affnist)
     elif overlap is not None:
         check_can_be_paired(*data.train)
+        if len(data.class_names) < 3:
+            raise ValueError("--pairs: of two classes each picture would show both")
         (x_train, y_train), (x_test, y_test) = data.train, data.test
         if overlap >= min(pad(x_test[:1]).shape[1:3]):
             raise ValueError(f"--overlap_shift {overlap}: moves digits out of sight")

@@ -121,10 +121,9 @@ import contextlib
 import keras, numpy as np
 import capsulenet
 from capsnet import data as datasets
-from capsnet.training import devices
+from capsnet.training import devices, resources
 devices.use_cpu(2)
 (x, y), _ = datasets.load("digits.npz")[:2]
-options = capsulenet.build_parser().parse_args(["--lr=0.0001"])
 ends = []
 for number in (1, 2):
     keras.utils.set_random_seed(0)
@@ -132,10 +131,18 @@ for number in (1, 2):
     with scope:
         model = capsulenet.CapsNet(x.shape[1:], 2, 2, filters=16, n_channels=4)[0]
         assert devices.replicas() == number
-        capsulenet.compile_model(model, options)
+        model.compile(  # not Adam, which takes a gradient's double for the same
+            keras.optimizers.SGD(0.1),
+            [capsulenet.MarginLoss(), "mse"],
+            loss_weights=[1.0, 0.392],
+            jit_compile=resources.jit_compile(model),
+        )
+        first = model.get_weights()
         batches = datasets.TrainingBatches(x, y, 20, 0.1, seed=0, devices=number)
         model.fit(batches, steps_per_epoch=3, shuffle=False, verbose=0)
         odd = model([x[:3], y[:3]])  # which two devices can't share equally
+        moved = [abs(a - b).max() for a, b in zip(first, model.get_weights())]
+        assert max(moved) > 1e-3, moved
         ends.append([*model.get_weights(), *map(keras.ops.convert_to_numpy, odd)])
 for a, b in zip(*ends):
     np.testing.assert_allclose(a, b, atol=1e-5)

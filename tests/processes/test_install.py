@@ -63,7 +63,7 @@ def test_extras_are_those_of_the_requirements():
     assert extras["torch"] == [
         w.replace("==2.13.0", ">=2.13") for w in lines if "torch" in w
     ]
-    assert {*extras["jax"], *extras["test"]} <= set(lines)
+    assert {*extras["jax"], *extras["test"], *extras["affnist"]} <= set(lines)
 
 
 def test_mnist_of_an_installation_is_that_of_keras(tmp_path, monkeypatch):

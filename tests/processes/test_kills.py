@@ -59,7 +59,7 @@ def test_a_run_killed_at_random_ends_with_the_same_bits(
     statuses, output = train([*numbers, 0], broken)
     assert statuses == [-signal.SIGKILL] * kills + [0], output[-3000:]
     resumed_after = re.findall(r"Resumed after epoch (\d+) of", output)
-    assert len(set(resumed_after)) >= kills / 4  # it was spread out
+    assert len(set(resumed_after)) >= kills / 2  # it was spread out
     log, arrays = what_it_leaves(whole / "results", total)
     log_of_broken, arrays_of_broken = what_it_leaves(broken / "results", total)
     assert len(log) == total and log_of_broken == log
