@@ -16,6 +16,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 pytest.register_assert_rewrite("helpers")
 
 import functools
+import shutil
 import types
 
 import h5py
@@ -146,9 +147,17 @@ def data_file(tmp_path_factory):
 
 
 @pytest.fixture
-def whole(tmp_path):
+def whole(whole_files, tmp_path):
     """Whole files of every kind that is read."""
-    paths = {kind: str(tmp_path / f"a.{kind}") for kind in KINDS}
+    return {kind: shutil.copy(path, tmp_path) for kind, path in whole_files.items()}
+
+
+@pytest.fixture(scope="session")
+def whole_files(tmp_path_factory):
+    """Those that `whole` copies for each test."""
+    keras.utils.set_random_seed(0)
+    folder = tmp_path_factory.mktemp("whole")
+    paths = {kind: str(folder / f"a.{kind}") for kind in KINDS}
     model = tiny_capsnet()
     about = {"architecture": capsulenet.architecture(model)}
     capsulenet.save_weights(model, paths["h5"], about)

@@ -221,15 +221,17 @@ def test_a_file_of_weights_tells_the_routing_of_any_network(network, how, tmp_pa
 @pytest.mark.parametrize("network", ["capsnet", "efficient"])
 def test_a_file_of_weights_tells_the_squash(network, tmp_path):
     path, x = str(tmp_path / "w.h5"), array(4, 17, 17, 1)
+    sizes = {"filters": 8, "n_channels": 2} if network == "capsnet" else {}
     for how, squash in (("dynamic", "exponential"), ("inverted", "layer_norm")):
-        flags = {"routing": how, "squash": squash}
+        flags = {"routing": how, "squash": squash, **sizes}
         trio = capsulenet.NETWORKS[network]((17, 17, 1), 2, None, **flags)
         built = {"architecture": capsulenet.architecture(trio[0])}
         capsulenet.save_weights(trio[0], path, built)
         (_, loaded, _), _ = capsulenet.load_model(path)
         expected = predicted(trio[1], x)[0]
         np.testing.assert_allclose(predicted(loaded, x)[0], expected, atol=1e-6)
-    trio = capsulenet.NETWORKS[network]((17, 17, 1), 2, None, squash=lambda s: s / 9)
+    flags = {"squash": lambda s: s / 9, **sizes}
+    trio = capsulenet.NETWORKS[network]((17, 17, 1), 2, None, **flags)
     built = {"architecture": capsulenet.architecture(trio[0])}
     capsulenet.save_weights(trio[0], path, built)
     with pytest.raises(ValueError, match="its squash is a function"):
@@ -249,7 +251,8 @@ def test_a_routing_that_is_none_is_one_line_which_names_the_file(
     told, data_file, tmp_path, capsys
 ):
     path = str(tmp_path / "w.h5")
-    model = capsulenet.CapsNet((17, 17, 1), 2, 1, decoder=False)[0]
+    sizes = {"filters": 8, "n_channels": 2, "decoder": False}
+    model = capsulenet.CapsNet((17, 17, 1), 2, 1, **sizes)[0]
     built = {**capsulenet.architecture(model), "routing": told}
     capsulenet.save_weights(model, path, {"architecture": built})
     with pytest.raises(SystemExit) as end:

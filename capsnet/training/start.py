@@ -135,12 +135,6 @@ def load_weights(model, args, stored):
         ValueError: if they are of another network.
     """
     told, _ = _told(args, stored)
-    squash, here = told.get("squash"), model.get_layer("digitcaps").squash
-    if squash not in (None, here):
-        raise ValueError(
-            f"{args.weights}: its capsules are squashed by {squash!r:.50}, for which there "
-            "is no option: capsulenet.load_model builds its network"
-        )
     starts_anew = not args.testing and _lacks_decoder(args, stored)
     said, stored = stored
     if args.testing and "architecture" in said:
@@ -149,6 +143,12 @@ def load_weights(model, args, stored):
     elif starts_anew:
         print(f"{args.weights}: has no decoder, which starts anew")
         stored = {**stored, "decoder": model.get_layer("decoder").get_weights()}
+    squash, here = told.get("squash"), model.get_layer("digitcaps").squash
+    if squash not in (None, here):
+        raise ValueError(
+            f"{args.weights}: its capsules are squashed by {squash!r:.50}, for which there "
+            "is no option: capsulenet.load_model builds its network"
+        )
     weights.set_weights(model, stored, args.weights)
 
 

@@ -10,7 +10,7 @@ import sys
 import keras
 import numpy as np
 import pytest
-from helpers import ROOT, SCRIPT, run_python, run_script
+from helpers import ROOT, SCRIPT, run_python, run_script, without_tensorflow
 
 import capsulenet
 from capsnet import data as datasets
@@ -43,8 +43,9 @@ def folder(tmp_path):
 
 @pytest.fixture(scope="module")
 def cheap_jax(tmp_path_factory):
-    """What makes JAX compile less, the same for all processes."""
+    """What makes JAX start and compile faster, the same for all processes."""
     return {
+        **without_tensorflow(tmp_path_factory.mktemp("without")),
         "KERAS_BACKEND": "jax",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
@@ -132,7 +133,7 @@ for number in (1, 2):
         model = capsulenet.CapsNet(x.shape[1:], 2, 2, filters=16, n_channels=4)[0]
         assert devices.replicas() == number
         model.compile(  # not Adam, which takes a gradient's double for the same
-            keras.optimizers.SGD(0.1),
+            keras.optimizers.SGD(1.0),
             [capsulenet.MarginLoss(), "mse"],
             loss_weights=[1.0, 0.392],
             jit_compile=resources.jit_compile(model),
@@ -289,6 +290,7 @@ def test_a_process_that_ends_at_once_has_said_what_it_said():
     program = "from capsnet.training import devices; print('before'); "
     program += "devices.end('a host is gone', 3)"
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+    environment["KERAS_BACKEND"] = "numpy"  # which starts at once
     how = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True}
     ended = subprocess.run([sys.executable, "-c", program], check=False, **how)
     assert (ended.returncode, ended.stdout) == (3, "before\n")

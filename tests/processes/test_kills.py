@@ -43,7 +43,9 @@ def test_a_run_killed_at_random_ends_with_the_same_bits(
     backend, kills, squares, tmp_path
 ):
     pytest.importorskip(backend)
-    total = 8 + 3 * kills  # more than so many kills reach
+    draw = random.Random(kills)
+    numbers = [draw.randrange(1, 5 * OPERATIONS) for _ in range(kills)]
+    total = 4 + sum(numbers) // OPERATIONS  # more than these kills reach
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     whole.mkdir(), broken.mkdir()
     flags = ["--dataset", squares, *NETWORK, "--epochs", total]
@@ -54,8 +56,6 @@ def test_a_run_killed_at_random_ends_with_the_same_bits(
 
     statuses, output = train([0], whole)
     assert statuses == [0], output[-3000:]
-    draw = random.Random(kills)
-    numbers = [draw.randrange(1, 5 * OPERATIONS) for _ in range(kills)]
     statuses, output = train([*numbers, 0], broken)
     assert statuses == [-signal.SIGKILL] * kills + [0], output[-3000:]
     resumed_after = re.findall(r"Resumed after epoch (\d+) of", output)

@@ -4,7 +4,8 @@ import csv
 import re
 import signal
 
-from helpers import run_killed
+import numpy as np
+from helpers import run_killed, without_tensorflow
 
 import reproduce
 
@@ -40,15 +41,18 @@ def test_a_run_killed_anywhere_ends_with_the_same_table(
     assert [row[0] for row in tables[0]] == ["v1"]
 
 
-def test_a_finished_run_is_skipped_and_a_paused_one_goes_on(tmp_path, squares):
-    flags = flags_for(squares, "--variants", "baseline", "--trials", 1, "--epochs", 2)
-    without = "import sys; sys.modules['tensorflow'] = None"  # as if not installed
-    (tmp_path / "sitecustomize.py").write_text(without)
+def test_a_finished_run_is_skipped_and_a_paused_one_goes_on(tmp_path):
+    y = np.arange(40) % 2
+    x = np.uint8(200 * y)[:, None, None] * np.ones((8, 8), "uint8")
+    arrays = {"x_train": x, "y_train": y, "x_test": x[:20], "y_test": y[:20]}
+    np.savez(tmp_path / "shades.npz", **arrays)
+    of_baseline = ("--variants", "baseline", "--trials", 1, "--epochs", 2)
+    flags = flags_for("shades.npz", *of_baseline)
     statuses, output = run_killed(  # three times, and never killed
         *("reproduce.py", [0, 0, 0], *flags, "--pause-after", 1),
         cwd=tmp_path,
-        PYTHONPATH=str(tmp_path),
         KERAS_BACKEND="torch",
+        **without_tensorflow(tmp_path),
     )
     assert statuses == [0, 0, 0], output[-3000:]
     paused, resumed, skipped = re.split(
@@ -60,5 +64,5 @@ def test_a_finished_run_is_skipped_and_a_paused_one_goes_on(tmp_path, squares):
     (row,) = rows(tmp_path / "table.csv")
     assert tuple(row) == reproduce.COLUMNS
     assert row["options"] == "--batch_size 20" and row["images"] == "20"
-    assert (row["dataset"], row["split"]) == (squares, "test")
+    assert (row["dataset"], row["split"]) == ("shades.npz", "test")
     assert float(row["error"]) == 100 * int(row["wrong"]) / 20
