@@ -75,7 +75,8 @@ def test_a_choice_that_comes_with_authors_is_told_so():
 
 
 @pytest.mark.parametrize(
-    "n, batch_size, epochs", [(90, 16, 100), (360, 18, 50), (5000, 100, 30)]
+    "n, batch_size, epochs",
+    [(90, 16, 200), (360, 18, 100), (5000, 100, 40), (10_000, 100, 30)],
 )
 def test_what_is_open_suits_the_number_of_images(n, batch_size, epochs, capsys):
     args = typed("--dataset", "a", "--model", "photo", "--lr", 0.5)

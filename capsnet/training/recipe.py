@@ -90,7 +90,7 @@ def fit_to_data(args, labels, shape):
 
     Nothing changes for the paper's network on a set that is known by name, but that the
     weight of the reconstruction grows with the pixels of pairs. Else a batch
-    is a twentieth of the images, 16 to 100; there are 1,000 steps, in 30 to 100 epochs;
+    is a twentieth of the images, 16 to 100; there are 2,000 steps, in 30 to 200 epochs;
     the learning rate falls as a cosine. The network for pictures routes once, and its
     pictures change in brightness and colour; Efficient-CapsNet's turn and change in size;
     neither does so where pictures are composed, of pairs or of affNIST.
@@ -150,7 +150,7 @@ def _suited(args, labels, channels, composed):
     steps = math.ceil(len(labels) / batch)
     if args.authors:  # their 0.96 each 2,000 steps
         return {"batch_size": batch, "lr_decay": round(0.96 ** (steps / 2000), 5)}
-    epochs, changes = int(np.clip(math.ceil(1000 / steps), 30, 100)), {}
+    epochs, changes = int(np.clip(math.ceil(2000 / steps), 30, 200)), {}
     suited = {"batch_size": batch, "epochs": epochs, "schedule": "cosine"}
     if args.model == "photo":
         suited |= {"routings": 1} if args.routing in ("auto", "dynamic") else {}
