@@ -37,8 +37,9 @@ def trained(folder, tmp_path, capsys, *flags):
 def written(tmp_path, monkeypatch):
     """Write a set of the benchmark, small enough for a test."""
 
-    def write(name, size, counts):
-        of = {**own_pictures.SETS[name], "size": size, "counts": counts}
+    def write(name, size, counts, black=True):
+        of = {"size": size, "counts": counts, "black": black}
+        of = own_pictures.SETS[name] | of
         monkeypatch.setitem(own_pictures.SETS, name, of)
         own_pictures.write_set(name, 0, str(tmp_path / name))
         return tmp_path / name
@@ -64,13 +65,20 @@ def test_shapes_are_drawn_on_grounds_of_any_colour_or_on_black(black):
         ("several_sizes", (60, 45), ["--image_size", "24x32"]),
     ],
 )
-def test_shapes_on_any_ground_and_of_several_sizes_are_learned(
-    name, size, flags, written, tmp_path, capsys
-):
+def test_shapes_of_any_size_are_learned(name, size, flags, written, tmp_path, capsys):
     folder = written(name, size, (50, 50, 50))
     said, _, accuracy = trained(folder, tmp_path, capsys, *flags, "--epochs", "12")
     assert "Network photo" in said
     assert accuracy >= 0.85  # a third by chance
+
+
+@pytest.mark.slow
+def test_shapes_on_grounds_of_any_colour_are_learned_by_default(
+    written, tmp_path, capsys
+):
+    folder = written("shapes", (64, 64), (150, 150, 150), black=False)
+    _, _, accuracy = trained(folder, tmp_path, capsys)
+    assert accuracy >= 0.85
 
 
 @pytest.mark.slow
