@@ -71,10 +71,10 @@ CONVOLUTIONS = {
 }
 """Layers without which a model is not a network, whatever its name."""
 
-WITHOUT_WEIGHTS = (
+WITHOUT_WEIGHTS = {
     *("InputLayer", "Reshape", "Permute", "Dropout"),
     *("Squash", "Length", "Mask"),
-)
+}
 """Classes of layers without weights that the paper's network may have."""
 
 OF_CAPSULES = (
@@ -109,11 +109,9 @@ def network(model):
         return model.name if there else "own"
     learned.pop("decoder", None)
     others = {type(layer).__name__ for layer in model.layers if not layer.weights}
-    if others - set(WITHOUT_WEIGHTS) or list(learned) != [
-        "conv1",
-        "primarycap_conv2d",
-        "digitcaps",
-    ]:
+    if others - WITHOUT_WEIGHTS:
+        return "own"
+    if list(learned) != ["conv1", "primarycap_conv2d", "digitcaps"]:
         return "own"
     conv1, primary, _ = learned.values()
 
@@ -121,9 +119,8 @@ def network(model):
         activation = getattr(layer, "activation", None)
         return getattr(activation, "__name__", None), getattr(layer, "padding", None)
 
-    are_paper_s = [("relu", "valid"), ("linear", "valid")] == [
-        *map(convolved, (conv1, primary))
-    ]
+    of_paper = [("relu", "valid"), ("linear", "valid")]
+    are_paper_s = [convolved(conv1), convolved(primary)] == of_paper
     if are_paper_s and max(conv1.strides) == 1 and not digitcaps.shared:
         return "capsnet"
     return "own"

@@ -105,9 +105,8 @@ def layer_and_values(name, J=3, I=9, O=5, D=4, **how):
     return layer, [array(2, I, D), *values]
 
 
-@pytest.fixture(
-    params=[2**26, 120], ids=["whole", "blocks"]
-)  # two of five, one to spare
+# Two blocks of five input capsules, of which there are nine.
+@pytest.fixture(params=[2**26, 120], ids=["whole", "blocks"])
 def block_bytes(request, monkeypatch):
     monkeypatch.setattr(routing, "ROUTING_BLOCK_BYTES", request.param)
 

@@ -62,6 +62,7 @@ def load_npz(path):
         raise
     except Exception as error:  # whatever a damaged file makes the reader raise
         raise ValueError(f"{path}: not a data set: {error}") from error
+    _check_memory(path, *arrays[::2])  # the images
     return from_arrays(path, *arrays)
 
 
@@ -83,7 +84,6 @@ def _check_unpacked(path, members):
 
 def from_arrays(source, x_train, y_train, x_test, y_test, class_names=None):
     """Check arrays as `load_npz` takes them, and turn them into a `Data`."""
-    _check_memory(source, x_train, x_test)
     of_several = y_train.ndim == y_test.ndim == 2
     (_check_of_several if of_several else _check_labels)(source, y_train, y_test)
     if {y_train.dtype.kind, y_test.dtype.kind} == {"i", "u"}:
@@ -179,13 +179,14 @@ def _to_float(source, x):
     x = x if x.ndim == 4 else x[..., np.newaxis]
     if x.dtype.kind in "iu":
         full = np.iinfo(x.dtype).max if x.dtype.kind == "u" else 255
-        if x.min() < 0 or x.max() > full:
+        least, most = x.min(), x.max()
+        if least < 0 or most > full:
             raise ValueError(
                 f"{source}: images of type {x.dtype} must lie in 0 to {full}"
             )
-        if x.max() == 1 or 1 < x.max() <= 255 < full:
+        if most == 1 or 1 < most <= 255 < full:
             raise ValueError(
-                f"{source}: images of type {x.dtype} from 0 to {x.max()} would be black, "
+                f"{source}: images of type {x.dtype} from 0 to {most} would be black, "
                 f"since white is {full}: give uint8 from 0 to 255, or floats in [0, 1]"
             )
         scaled = x.astype("float32")

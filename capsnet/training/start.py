@@ -111,12 +111,14 @@ def has_decoder(args, stored):
         args: namespace with all options.
         stored: pair or None, see `prepare`.
     """
-    return not (args.testing and stored is not None and _lacks_decoder(args, stored))
+    if not args.testing or stored is None:
+        return True
+    return not _lacks_decoder(_told(args, stored)[0], stored[1])
 
 
-def _lacks_decoder(args, stored):
-    told, _ = _told(args, stored)
-    layers = {name.partition("/")[0] for name in stored[1]}
+def _lacks_decoder(told, arrays):
+    """Whether weights have no decoder, as they say, or as their layers' names do."""
+    layers = {name.partition("/")[0] for name in arrays}
     no_layer = "digitcaps" in layers and "decoder" not in layers
     return told.get("decoder") is False or no_layer
 
@@ -135,12 +137,11 @@ def load_weights(model, args, stored):
         ValueError: if they are of another network.
     """
     told, _ = _told(args, stored)
-    starts_anew = not args.testing and _lacks_decoder(args, stored)
     said, stored = stored
     if args.testing and "architecture" in said:
         built, _ = of_file(args.weights, said, stored, args.routings, None)
         _check_trained_on(model, args, built, said.get("class_names"))
-    elif starts_anew:
+    elif not args.testing and _lacks_decoder(told, stored):
         print(f"{args.weights}: has no decoder, which starts anew")
         stored = {**stored, "decoder": model.get_layer("decoder").get_weights()}
     squash, here = told.get("squash"), model.get_layer("digitcaps").squash
