@@ -5,7 +5,8 @@ python benchmarks/own_pictures.py --sets shapes --seeds 1
 
 Each set is drawn from its seed and written as a folder of PNG files, with `train/` and
 `test/`, then trained by `python capsulenet.py --dataset FOLDER --save_dir OUT`, no other
-flag, in a process of its own; beside it, on the same pictures, a plain CNN of Keras.
+flag, in a process of its own; beside it, on the same pictures and by the same training,
+its convolutions with a dense layer in place of the capsules.
 `--sets fashion` needs Debian's package `dataset-fashion-mnist`, see `--fashion`.
 
 Writes `results/own_pictures.csv` and `results/own_pictures.png`.
@@ -130,34 +131,40 @@ def capsules(dataset, out, flags=()):
     return row(predicted, loaded, seconds, peak)
 
 
-def plain_cnn(dataset, seed, epochs=60):
-    """Train three convolutions and two dense layers on the same pictures."""
-    import keras
+def without_capsules(dataset, seed, out, flags=()):
+    """Train the same convolutions with a dense layer in place of capsules, likewise.
 
-    from capsnet import data
+    What they say is averaged over the picture, and a softmax tells the class. Options,
+    and with them steps and changes of the pictures, are those of the network for
+    pictures; there is no decoder.
+    """
+    import capsulenet
+    from capsnet.training import start
 
-    loaded = data.load(dataset)
-    (x, y), (x_test, _) = loaded.train, loaded.test
-    keras.utils.set_random_seed(seed)
-    layers = [keras.layers.Input(x.shape[1:])]
-    for filters in (32, 64, 128):
-        layers.append(
-            keras.layers.Conv2D(filters, 3, padding="same", activation="relu")
-        )
-        layers.append(keras.layers.MaxPooling2D())
-    layers.append(keras.layers.Flatten())
-    layers.append(keras.layers.Dense(64, activation="relu"))
-    layers.append(keras.layers.Dense(y.shape[1], activation="softmax"))
-    model = keras.Sequential(layers)
-    model.compile("adam", "categorical_crossentropy", jit_compile=False)
     began = time.perf_counter()
-    epochs = min(epochs, max(10, 60000 // len(x)))
-    model.fit(
-        x, y, batch_size=min(100, max(16, len(x) // 20)), epochs=epochs, verbose=2
-    )
+    flags = ["--dataset", dataset, "--seed", str(seed), "--save_dir", out, *flags]
+    args = capsulenet.build_parser().parse_args([*flags, "--model", "photo"])
+    loaded, _ = start.prepare(args)
+    (x, y), (x_test, _) = loaded.train, loaded.test
+    model = cnn(x.shape[1:], y.shape[1])
+    capsulenet.train(model, (loaded.train, loaded.test), args)
     seconds = time.perf_counter() - began
     predicted = model.predict(x_test, verbose=0).argmax(1)
     return row(predicted, loaded, seconds, float("nan"))
+
+
+def cnn(input_shape, n_class):
+    """Build the convolutions of `PhotoCapsNet`, their average, and a dense layer."""
+    from keras import Model, layers
+
+    from capsnet.networks.photo import residual_stem
+
+    x = layers.Input(input_shape)
+    only = {"center": False, "scale": False}
+    features = layers.LayerNormalization(axis=[1, 2, 3], **only)(x)
+    features = residual_stem(input_shape)(features)
+    features = layers.GlobalAveragePooling2D(data_format="channels_last")(features)
+    return Model(x, layers.Dense(n_class, activation="softmax")(features))
 
 
 def row(predicted, loaded, seconds, peak):
@@ -219,11 +226,13 @@ def main():
                 else:
                     write_set(name, seed, dataset)
                 for network in args.networks:
+                    out = os.path.join(folder, network)
                     if network == "photo":
-                        out = os.path.join(folder, "out")
                         measured = capsules(dataset, out, args.flags.split())
                     else:
-                        measured = plain_cnn(dataset, seed)
+                        measured = without_capsules(
+                            dataset, seed, out, args.flags.split()
+                        )
                     keep(
                         args.results,
                         {"set": name, "seed": seed, "network": network} | measured,

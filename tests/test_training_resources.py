@@ -14,6 +14,12 @@ from capsnet.networks import PhotoCapsNet
 from capsnet.training import resources
 
 
+def test_describe_ends_with_the_backend_where_a_model_has_no_forms():
+    model = keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(2)])
+    model.compile(jit_compile=False)
+    assert resources.describe(model, 10) == f"Backend {keras.backend.backend()}"
+
+
 def test_describe_names_the_forms():
     line, _ = resources.describe(small_capsnet(conv="patches")[0], 10).splitlines()
     assert "conv1 patches, primarycap_conv2d patches" in line

@@ -103,7 +103,7 @@ def describe(model, batch_size):
     ]
     if model.jit_compile:
         forms.append("compiled by XLA: the first step takes longer")
-    lines = [f"Backend {keras.backend.backend()}: {', '.join(forms)}"]
+    lines = [f"Backend {keras.backend.backend()}: {', '.join(forms)}".rstrip(": ")]
     digitcaps = capsule_layer(model)
     if digitcaps is not None:
         needed = step_memory(model, batch_size)
