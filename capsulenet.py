@@ -395,9 +395,9 @@ def build(args, input_shape, labels_shape, decoder=True):
     names = ("routing", "use_bias", "leaky", "routing_gradient")
     how = {name: getattr(args, name) for name in names} | {"decoder": decoder}
     if args.model in ("capsnet", "shared"):
+        resources.check_memory(input_shape, *labels_shape, args.model == "shared")
         how |= {"conv": args.conv}
     if args.model == "capsnet":
-        resources.check_memory(input_shape, *labels_shape)
         how |= {"authors": args.authors}
     return NETWORKS[args.model](input_shape, *labels_shape, args.routings, **how)
 

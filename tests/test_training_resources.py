@@ -78,10 +78,14 @@ def test_memory_that_runs_out_all_the_same_is_one_line(capsys):
         raise RuntimeError("something else")
 
 
-def test_weights_that_exceed_the_machine_are_refused(squares, monkeypatch, capsys):
+@pytest.mark.parametrize("model", ["capsnet", "shared"])
+def test_weights_that_exceed_the_machine_are_refused(
+    model, squares, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(machine, "machine_memory", lambda: 10**5)
     with pytest.raises(SystemExit):
-        capsulenet.main(["--dataset", squares])
+        capsulenet.main(["--dataset", squares, "--model", model])
     assert "images of 17 x 17 pixels need 0 GB" in capsys.readouterr().err
 
 

@@ -42,10 +42,16 @@ def step_memory(model, batch_size):
     return 4 * (8 * model.count_params() + batch_size * numbers + 48 * coupling)
 
 
-def check_memory(shape, n_class):
-    """Raise a `ValueError` where the weights of `CapsNet` alone would fill the memory."""
+def check_memory(shape, n_class, shared=False):
+    """Raise a `ValueError` where the weights of `CapsNet` alone would fill the memory.
+
+    Args:
+        shape: tuple `(height, width, channels)` of the images.
+        n_class: int.
+        shared: bool. Whether positions share transformations. Defaults to False.
+    """
     there = machine.machine_memory()
-    capsules = 32 * primary_positions(*shape[:2])
+    capsules = 32 * (1 if shared else primary_positions(*shape[:2]))
     needed = 4 * (capsules * 8 * n_class * 16 + 1024 * math.prod(shape))
     if on_cpu() and there and needed > there:
         raise ValueError(
