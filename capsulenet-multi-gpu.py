@@ -89,7 +89,7 @@ def start(args):
         kind = "GPU" if args.device == "gpu" else "CPU device"
         raise ValueError(f"--gpus {args.gpus}: found {found} {kind}s")
     number = args.gpus * devices.host()[1]
-    if args.batch_size % number:
+    if "batch_size" in args.given and args.batch_size % number:
         raise ValueError(
             f"--batch_size {args.batch_size}: must divide by the {number} devices"
         )

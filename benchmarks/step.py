@@ -569,7 +569,7 @@ def describe_machine():
         f"System: {platform.system()}",
         f"Python: {platform.python_version()}",
     ]
-    for package in ("keras", "tensorflow", "jax", "torch", "numpy"):
+    for package in ("keras", "tensorflow", "tf_keras", "jax", "torch", "numpy"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             lines.append(f"{package}: {importlib.metadata.version(package)}")
     return lines

@@ -220,8 +220,9 @@ def total_input(J):
 def kernel_initializer(J, I, O, positions, length, how):
     """Weights that a layer of capsules starts well with, at any depth and of any size.
 
-    Total inputs are made `total_input(J)` long. Squash makes short ones shorter still, so
-    that a few layers of them are dead; long ones saturate squash and routing.
+    Total inputs are to be `total_input(J)` long, and are somewhat shorter, since a normal
+    that is truncated deviates by 0.88 of what it is given. Squash makes short ones shorter
+    still, so that a few layers of them are dead; long ones saturate squash and routing.
     With a standard deviation of sigma, input capsules of length l give `sigma * l * c *
     sqrt(I * O)` where all coupling coefficients are c. Of shared transformations the
     predictions from several positions may agree or not; their sum is taken to grow with

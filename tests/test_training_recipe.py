@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from capsnet import command_line, options
-from capsnet.training import recipe, start
+from capsnet.training import devices, recipe, start
 
 
 def typed(*flags):
@@ -86,6 +86,28 @@ def test_what_is_open_suits_the_number_of_images(n, batch_size, epochs, capsys):
     assert args.lr == 0.5 and args.balance == "no"
     said = capsys.readouterr().out
     assert f"Chosen for {n} training images: --batch_size {batch_size}" in said
+
+
+@pytest.mark.parametrize(
+    "flags, shape, before, batch_size",
+    [
+        ((), (28, 28, 1), 300, 304),
+        (("--batch_size", 300), (28, 28, 1), 300, 300),  # for `start` to refuse
+        ((), (28, 28, 1), 320, 320),
+        (("--dataset", "a", "--model", "photo"), (32, 32, 3), 300, 24),
+    ],
+)
+def test_devices_get_equal_shares_of_a_batch_that_is_not_given(
+    flags, shape, before, batch_size, monkeypatch, capsys
+):
+    monkeypatch.setattr(devices, "replicas", lambda: 8)
+    args = typed(*flags)
+    args.batch_size = before
+    recipe.choose_network(args, shape)
+    recipe.fit_to_data(args, labels(180, 180), shape)
+    assert args.batch_size == batch_size
+    said = f"--batch_size {batch_size}" in capsys.readouterr().out
+    assert said == (batch_size != before)
 
 
 def test_what_is_given_stays_though_it_is_the_default():

@@ -145,7 +145,7 @@ def are_like_mnist(images):
     Args:
         images: array `(n, height, width, channels)`, of which 1,000 are looked at; 90%
             of them have to fill 20 / 28 of the side, their centre of mass within a 28th
-            of it about the middle. Of MNIST 99.9% do, of Fashion-MNIST none.
+            of it about the middle. Of MNIST all do, of Fashion-MNIST none.
     """
     if images.shape[3] > 1:
         return False

@@ -8,6 +8,7 @@ from capsnet import rules
 from capsnet.command_line import as_flags
 from capsnet.data.affine import REACH
 from capsnet.options import MODELS, NAMED_SETS, are_paired
+from capsnet.training import devices
 
 OWN_ROUTING = {"efficient": "attention", "shared": "none"}
 """What `--routing auto` is, where it is not dynamic."""
@@ -94,7 +95,8 @@ def fit_to_data(args, labels, shape):
     the learning rate falls as a cosine. The network for pictures routes once, and its
     pictures change in brightness and colour; Efficient-CapsNet's turn and change in size;
     neither does so where pictures are composed, of pairs or of affNIST.
-    `--authors` has the batch and the schedule of their code.
+    `--authors` has the batch and the schedule of their code. Several devices take equal
+    shares of a batch, which grows where it must for that.
 
     Args:
         args: namespace with all options; `given` names those that the user gave.
@@ -114,6 +116,9 @@ def fit_to_data(args, labels, shape):
         suited |= _suited(args, labels, shape[2], bool(suited))
     if "lr_decay" in args.given:
         suited.pop("schedule", None)  # the cosine would ignore it
+    batch = suited.get("batch_size", args.batch_size)
+    if left := batch % devices.replicas():
+        suited["batch_size"] = batch + devices.replicas() - left
     chosen = {k: v for k, v in suited.items() if k not in args.given}
     vars(args).update(chosen)
     if chosen and not args.testing:
