@@ -19,7 +19,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from capsnet import routing, rules
+from capsnet import numerics, routing, rules
 from capsnet.numerics import as_float, full, full_dtype, one_each, replicas, scaled
 from capsnet.spectral import SpectralConv2D
 from capsnet.squashes import EPSILON, SQUASHES, squash
@@ -162,10 +162,8 @@ def PrimaryCap(
 class RoutingStep(NamedTuple):
     """What one iteration of `CapsuleLayer.route` gave."""
 
-    coefficients: object
-    """Coupling coefficients `c`, `(batch, num_capsule, input capsules)`."""
-    outputs: object
-    """Output capsules `v`, `(batch, num_capsule, dim_capsule)`."""
+    coefficients: object  # c, (batch, num_capsule, input capsules)
+    outputs: object  # v, (batch, num_capsule, dim_capsule)
 
 
 @keras.saving.register_keras_serializable(package="capsnet")
@@ -255,8 +253,7 @@ class CapsuleLayer(keras.layers.Layer):
         for name, value in (("num_capsule", num_capsule), ("dim_capsule", dim_capsule)):
             if not isinstance(value, (int, np.integer)) or value < 1:
                 raise ValueError(f"{name} must be an integer above 0, not {value!r}")
-        self.num_capsule = int(num_capsule)
-        self.dim_capsule = int(dim_capsule)
+        self.num_capsule, self.dim_capsule = int(num_capsule), int(dim_capsule)
         self.routings = int(self.rule.routings)
         self.routing = routing
         saved = isinstance(squash, dict)  # a function
@@ -274,21 +271,14 @@ class CapsuleLayer(keras.layers.Layer):
 
     def __call__(self, inputs, *args, **kwargs):
         """Call, or build first, with regard to what the input capsules come from."""
-        maker = rules.maker(inputs)
-        if isinstance(maker, CapsuleLayer):
+        if isinstance(maker := rules.maker(inputs), CapsuleLayer):
             size = (maker.num_capsule, maker.dim_capsule)
             self._input_length = rules.typical_length(maker.squash, *size)
         return super().__call__(inputs, *args, **kwargs)
 
     def build(self, input_shape):
         """Make the weights for input capsules of `input_shape`, `(batch, I, D)`."""
-        fits = len(input_shape) > 3 if self.shared else len(input_shape) == 3
-        if not fits or not all(input_shape[1:]):
-            positions = "positions, channels" if self.shared else "input_num_capsule"
-            raise ValueError(
-                f"CapsuleLayer with shared={self.shared} takes (batch, {positions}, "
-                f"input_dim_capsule) with known sizes, not {tuple(input_shape)}"
-            )
+        rules.check_capsules(input_shape, self.shared)
         *positions, input_num, input_dim = input_shape[1:]
         initializer = self.kernel_initializer or self.default_initializer(
             input_num, math.prod(positions)
@@ -307,6 +297,16 @@ class CapsuleLayer(keras.layers.Layer):
             if there:
                 self._learned[name] = self.add_weight(shape, first, name=name)
         self.input_spec = keras.layers.InputSpec(shape=(None, *input_shape[1:]))
+
+    def get_build_config(self):
+        """Return the input's shape, and how long its capsules are taken to be."""
+        config = super().get_build_config()
+        return config and {**config, "input_length": self._input_length}
+
+    def build_from_config(self, config):
+        """Make the weights as `get_build_config` of another layer says."""
+        self._input_length = config.get("input_length", rules.PRIMARY_LENGTH)
+        super().build_from_config(config)
 
     def default_initializer(self, input_num_capsule, positions=1):
         """Return the initializer that `kernel_initializer=None` stands for.
@@ -358,7 +358,8 @@ class CapsuleLayer(keras.layers.Layer):
 
     def _given(self, inputs, mask):
         """The input capsules and the weights, by name, in the type of the products."""
-        given = {"u": inputs, **self._learned, "W": self.W}
+        u = numerics.sized(inputs, self.input_spec.shape)
+        given = {"u": u, **self._learned, "W": self.W}
         given = {name: ops.cast(x, self.compute_dtype) for name, x in given.items()}
         if mask is not None:  # a capsule of zeros changes no sum
             mask = ops.expand_dims(ops.cast(one_each(mask, inputs), "bool"), -1)

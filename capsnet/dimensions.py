@@ -6,7 +6,7 @@ import numpy as np
 
 from capsnet import options, pictures
 from capsnet.data import Bent, Pairs, TrainingBatches
-from capsnet.inference import as_arrays, predict_in_batches
+from capsnet.inference import as_arrays, check_model, predict_in_batches
 from capsnet.strokes import measure_strokes
 
 MANIPULATIONS = np.linspace(-0.25, 0.25, 11)
@@ -31,6 +31,7 @@ def as_test(model, data):
         raise ValueError(
             "the network has no decoder, so there is nothing to manipulate"
         )
+    check_model(model, 3)
     images, labels, _ = (x.shape[1:] for x in model.inputs)
     return as_arrays(data, images, *labels)
 

@@ -59,6 +59,17 @@ def check_images(images, drawn=False, unless=NO_DECODER):
         )
 
 
+def check_model(model, inputs):
+    """Raise a `ValueError` unless a model is the one of the three with so many inputs."""
+    if not getattr(model, "inputs", None):
+        raise ValueError("the model must tell its inputs: functional or Sequential")
+    if len(model.inputs) != inputs:
+        raise ValueError(
+            "of the three models the first is trained, the second tested and asked, the "
+            "third manipulated"
+        )
+
+
 def as_set(data, model, trained=False):
     """Return images and labels as arrays of NumPy that a model is trained or tested on.
 
@@ -72,10 +83,7 @@ def as_set(data, model, trained=False):
     Raises:
         ValueError: if it is no such pair, or not the model's, or that is another model.
     """
-    if not getattr(model, "inputs", None):
-        raise ValueError("the model must tell its inputs: functional or Sequential")
-    if len(model.inputs) != (len(model.outputs) if trained else 1):
-        raise ValueError("of the three models the first is trained, the second tested")
+    check_model(model, len(getattr(model, "outputs", ())) if trained else 1)
     sizes = (model.inputs[0].shape[1:], model.outputs[0].shape[-1])
     return as_arrays(data, *sizes, drawn=len(model.outputs) > 1)
 
@@ -112,6 +120,7 @@ def _check_shape(images, shape):
 
 def as_images(images, model):
     """Return images for a model as an array of float32; for errors see `check_images`."""
+    check_model(model, 1)
     images = _native(images) if ops.is_tensor(images) else np.asarray(images)
     check_images(images, drawn=len(model.outputs) > 1)
     return images.astype("float32", copy=False)

@@ -77,6 +77,11 @@ def full(x):
     return ops.cast(x, full_dtype(x.dtype))
 
 
+def sized(x, shape):
+    """Give `x` the sizes of `shape` but the batch, where a graph of TensorFlow lost them."""
+    return ops.reshape(x, (-1, *shape[1:])) if None in x.shape[1:] else x
+
+
 def as_float(x):
     """`x` as a tensor; integers become float32."""
     x = ops.convert_to_tensor(x)

@@ -321,7 +321,7 @@ def save_image(image, path):
         path: str. The file to write; its ending tells the format.
     """
     scale = 1 if image.dtype == "uint8" else 255
-    pixels = np.round(what_shows(image) * scale).astype("uint8")
+    pixels = np.round(np.clip(what_shows(image) * scale, 0, 255)).astype("uint8")
     with whole_file(path) as temporary:
         Image.fromarray(pixels).save(temporary)
     if _can_show():

@@ -77,7 +77,8 @@ def _layer_norm(s, given):
 
 
 def _transposed(x):
-    return ops.swapaxes(x, -1, -2)
+    axes = range(len(x.shape))  # by `transpose`, which torch.func.vmap knows
+    return ops.transpose(x, (*axes[:-2], axes[-1], axes[-2]))
 
 
 def _parts(u, W):

@@ -274,6 +274,17 @@ def typical_length(squash, J, O):
     return 1 - math.exp(-s) if squash == "exponential" else s**2 / (1 + s**2)
 
 
+def check_capsules(shape, shared):
+    """Raise a `ValueError` unless a shape is of input capsules, all but the batch known."""
+    fits = len(shape) > 3 if shared else len(shape) == 3
+    if not fits or not all(shape[1:]):
+        positions = "positions, channels" if shared else "input_num_capsule"
+        raise ValueError(
+            f"CapsuleLayer with shared={shared} takes (batch, {positions}, "
+            f"input_dim_capsule) with known sizes, not {tuple(shape)}"
+        )
+
+
 def check_shape(shape, built_for):
     """Raise a `ValueError` unless a shape is what a layer was built for, but the batch."""
     if tuple(shape[1:]) != tuple(built_for[1:]):

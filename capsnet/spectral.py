@@ -191,16 +191,21 @@ class SpectralConv2D(keras.layers.Conv2D):
 
     def call(self, inputs):
         """Convolve `inputs` `(B, H, W, C)`, add the bias and apply the activation."""
-        if self.form != "patches" or not self.use_bias:
+        if self._form(inputs) != "patches" or not self.use_bias:
             return super().call(inputs)
         outputs = self._unfolded(inputs, self.kernel, self.bias)
         return outputs if self.activation is None else self.activation(outputs)
 
+    def _form(self, inputs):
+        """The chosen form; direct where a graph of TensorFlow lost the image's size."""
+        return "direct" if None in inputs.shape[1:] else self.form
+
     def convolution_op(self, inputs, kernel):
         """Convolve `inputs` `(B, H, W, C)` in the chosen form, without the bias."""
-        if self.form == "direct":
+        form = self._form(inputs)
+        if form == "direct":
             return super().convolution_op(inputs, kernel)
-        if self.form == "patches":
+        if form == "patches":
             return self._unfolded(inputs, kernel)
         with _float32_products(inputs):
             return self._spectral(inputs, kernel)

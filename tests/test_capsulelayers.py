@@ -397,6 +397,30 @@ def test_layers_start_alive_at_any_depth(sizes, routings):
         assert 0.03 < np.mean(lengths) < 0.7
 
 
+@pytest.mark.parametrize(
+    "rebuilt",
+    [
+        lambda model: keras.Model.from_config(model.get_config()),
+        lambda model: keras.models.model_from_json(model.to_json()),
+        keras.models.clone_model,
+    ],
+    ids=["config", "json", "clone"],
+)
+def test_stacked_layers_that_are_made_anew_start_as_long(rebuilt):
+    inputs = x = keras.Input((40, 8))
+    lengths = []
+    for _ in range(4):
+        x = CapsuleLayer(16, 8)(x)
+        lengths.append(Length()(x))
+    model, u = keras.Model(inputs, lengths), squash(array(50, 40, 8))
+    for old, new in zip(predicted(model, u), predicted(rebuilt(model), u), strict=True):
+        assert np.mean(new) == pytest.approx(np.mean(old), rel=0.5)
+
+
+def test_a_layer_that_was_not_built_tells_no_shape():
+    assert CapsuleLayer(3, 4).get_build_config() is None
+
+
 @pytest.mark.parametrize("depth", [4])
 def test_stacked_layers_learn_as_one_does(depth):
     centres = array(10, 40, 8)

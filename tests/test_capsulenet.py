@@ -253,6 +253,18 @@ def test_a_data_set_that_is_none_is_refused_before_anything_runs(
     assert not (tmp_path / "new").exists()
 
 
+def test_the_wrong_model_of_the_three_is_not_asked(tmp_path):
+    (_, (x, y)), models = small_data(), small_capsnet()
+    for wrong in (models[0], models[2]):
+        with pytest.raises(ValueError, match="the second tested and asked"):
+            capsulenet.predict(wrong, x)
+    with pytest.raises(ValueError, match="the model must tell its inputs"):
+        capsulenet.predict(models, x)
+    for wrong in models[:2]:
+        with pytest.raises(ValueError, match="the third manipulated"):
+            capsulenet.manipulate_latent(wrong, (x, y), options(tmp_path))
+
+
 def test_the_wrong_model_of_the_three_is_told(tmp_path):
     data, models = small_data(), small_capsnet()
     for wrong in models[1:]:
@@ -347,3 +359,26 @@ def test_the_margin_loss_has_all_digits_of_float64():
     )
     expected = (present + 0.5 * absent).sum(-1)
     np.testing.assert_allclose(ops.convert_to_numpy(found), expected, rtol=1e-14)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="of TensorFlow")
+@pytest.mark.parametrize("network", capsulenet.NETWORKS)
+def test_a_pipeline_need_not_tell_how_large_its_images_are(network):
+    import tensorflow as tf
+
+    small = {"filters": 8, "n_channels": 2} if network in ("capsnet", "shared") else {}
+    model = capsulenet.NETWORKS[network]((28, 28, 1), 3, None, decoder=False, **small)[
+        0
+    ]
+    model.compile("sgd", "mse")
+    x, y = np.random.default_rng(0).random((4, 28, 28, 1), "float32"), np.eye(4, 3)
+    unknown = (tf.TensorSpec((None, None, None, 1)), tf.TensorSpec((None, 3)))
+    pipeline = tf.data.Dataset.from_generator(
+        lambda: iter([(x, y.astype("float32"))]), output_signature=unknown
+    ).repeat()
+    expected = model.evaluate(x, y, verbose=0)
+    found = model.evaluate(pipeline, steps=1, verbose=0)
+    assert found == pytest.approx(expected, rel=1e-4)
+    once = {"steps_per_epoch": 1, "shuffle": False, "verbose": 0}
+    history = model.fit(pipeline, **once).history
+    assert np.isfinite(history["loss"]).all()

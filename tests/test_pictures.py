@@ -344,6 +344,12 @@ def test_mistakes_are_drawn(tmp_path):
     assert heights[1] > 1.5 * heights[0]  # two lines
 
 
+def test_what_is_brighter_than_white_is_white(tmp_path):
+    pictures.save_image(np.array([[-0.2, 0.0, 1.0, 1.2]]), tmp_path / "image.png")
+    with Image.open(tmp_path / "image.png") as picture:
+        assert np.asarray(picture).tolist() == [[0, 0, 255, 255]]
+
+
 @pytest.mark.parametrize("channels, shown", [(2, 1), (3, 3), (5, 3)])
 def test_of_other_channels_than_grey_or_colours_the_first_are_drawn(
     tmp_path, channels, shown

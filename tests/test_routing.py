@@ -231,6 +231,18 @@ def test_pytorch_s_transforms_give_the_gradient_of_each_example():
     np.testing.assert_allclose(found.detach(), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("how", [{"routing": name} for name in rules.RULES])
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="of PyTorch")
+def test_pytorch_s_batched_jacobians_are_those_of_a_loop(how):
+    from torch import tensor
+    from torch.autograd.functional import jacobian
+
+    layer, u = CapsuleLayer(3, 4, **how), tensor(array(2, 9, 5))
+    layer(u)
+    found, expected = (jacobian(layer, u, vectorize=fast) for fast in (True, False))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 @pytest.mark.skipif(keras.backend.backend() != "torch", reason="of PyTorch")
 def test_a_bias_of_constant_coefficients_is_learned_under_pytorch_s_transforms():
     import torch

@@ -93,6 +93,8 @@ class DepthwiseByPlace(layers.DepthwiseConv2D):
 
     def call(self, inputs):
         """Convolve `inputs` `(B, H, W, C)`, to `(B, rows, columns, C)`."""
+        if None in inputs.shape[1:]:  # which a graph of TensorFlow lost
+            return super().call(inputs)
         x, kernel = full(inputs), ops.squeeze(full(self.kernel), -1)
         _, rows, columns, channels = self.compute_output_shape(inputs.shape)
         (height, width), (sh, sw) = self.kernel_size, self.strides
