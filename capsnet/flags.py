@@ -27,6 +27,11 @@ DATA, TRAINING = "data", "training"
 TESTING, PICTURES = "testing", "own pictures"
 NETWORK, RUN = "more about the network and its training", "the run"
 
+
+def _fraction(name, said):
+    return Option(name, 0.0, said, NETWORK, rule=_FRACTION)
+
+
 _OPEN = ("class_names", "run_options", "test_batch_size")
 
 OPTIONS = (
@@ -226,12 +231,9 @@ OPTIONS = (
         NETWORK,
         rule=(lambda value: 0 < value < math.inf, "above 0"),
     ),
-    Option(
+    _fraction(
         "ema",
-        0.0,
         "momentum of the average of the weights that is validated and kept; 0: none",
-        NETWORK,
-        rule=_FRACTION,
     ),
     Option(
         "shift_fraction",
@@ -248,55 +250,44 @@ OPTIONS = (
         choices=("whole", "interpolated"),
     ),
     Option(
+        "fill_mode",
+        "constant",
+        "what comes in where they move or turn is zero, or the nearest pixel of the edge",
+        NETWORK,
+        choices=("constant", "nearest"),
+    ),
+    Option(
         "rotation",
         0.0,
         "training images turn by up to so many degrees, in either direction",
         NETWORK,
         rule=(lambda value: 0 <= value <= 180, "0 to 180 degrees"),
     ),
-    Option(
+    _fraction(
         "zoom",
-        0.0,
         "training images shrink or grow by up to this fraction of their size",
-        NETWORK,
-        rule=_FRACTION,
     ),
-    Option(
+    _fraction(
         "shear",
-        0.0,
         "they lean, each row by up to this fraction of its distance from the middle",
-        NETWORK,
-        rule=_FRACTION,
     ),
-    Option(
+    _fraction(
         "elastic",
-        0.0,
         "their pixels move along a smooth random field of this standard deviation, a "
         "fraction of their side",
-        NETWORK,
-        rule=_FRACTION,
     ),
-    Option(
+    _fraction(
         "erase",
-        0.0,
         "a square of this fraction of their side is blanked, at a random place",
-        NETWORK,
-        rule=_FRACTION,
     ),
     Option("flip", False, "half of the training images are mirrored", NETWORK),
-    Option(
+    _fraction(
         "brightness",
-        0.0,
         "training images become lighter or darker by up to this fraction",
-        NETWORK,
-        rule=_FRACTION,
     ),
-    Option(
+    _fraction(
         "tint",
-        0.0,
         "at most this is added to each of their colours, or taken from it, 1 being full",
-        NETWORK,
-        rule=_FRACTION,
     ),
     Option(
         "balance",

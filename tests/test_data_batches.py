@@ -206,6 +206,8 @@ def test_the_target_is_the_shifted_image_and_labels_stay_with_their_images():
         *(
             {"shear": 0.4},
             {"elastic": 0.1, "erase": 0.3},
+            {"fill_mode": "nearest"},
+            {"fill_mode": "nearest", "rotation": 20},
             {"flip": True},
             {"brightness": 0.5, "tint": 0.2},
         ),

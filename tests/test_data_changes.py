@@ -21,11 +21,27 @@ def test_shifts_move_whole_pixels_and_fill_with_zeros(xp):
     assert not moved[3, 3].any() and not moved[3, :, :2].any()
 
 
-def transformed(x, shift=(0, 0), angle=0, scale=1, shear=0, xp=np):
+@pytest.mark.parametrize("xp", [np, keras.ops], ids=["numpy", "keras.ops"])
+def test_the_nearest_pixel_of_the_edge_may_move_in(xp):
+    x = images(3, 4, 5, 2) + 1
+    shifts = np.array([[1, -2], [0, 0], [-3, 5]], "int32")
+    moved = keras.ops.convert_to_numpy(shift_images(x, shifts, xp, nearest=True))
+    for image, (down, right), found in zip(x, shifts, moved):
+        framed = np.pad(image, [(5, 5), (5, 5), (0, 0)], "edge")
+        expected = framed[5 - down :, 5 - right :][:4, :5]
+        np.testing.assert_array_equal(found, expected)
+    interpolated = transformed(x, (0.5, 0), xp=xp, nearest=True)
+    np.testing.assert_allclose(interpolated[:, 0], x[:, 0], rtol=1e-6)
+    expected = (x[:, :-1] + x[:, 1:]) / 2
+    np.testing.assert_allclose(interpolated[:, 1:], expected, rtol=1e-6)
+
+
+def transformed(x, shift=(0, 0), angle=0, scale=1, shear=0, xp=np, nearest=False):
     n = len(x)
     shifts, others = np.tile(shift, (n, 1)), np.tile((angle, scale, shear), (n, 1))
     transforms = datasets.inverse_transforms(shifts, *others.T)
-    return keras.ops.convert_to_numpy(datasets.transform_images(x, transforms, xp))
+    moved = datasets.transform_images(x, transforms, xp, nearest)
+    return keras.ops.convert_to_numpy(moved)
 
 
 @pytest.mark.parametrize("xp", [np, keras.ops], ids=["numpy", "keras.ops"])

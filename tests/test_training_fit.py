@@ -1,4 +1,5 @@
 import importlib.util
+import inspect
 import os
 import pathlib
 
@@ -18,7 +19,8 @@ from keras import ops
 from capsnet import data as datasets
 from capsnet.architecture import architecture
 from capsnet.data import TrainingBatches
-from capsnet.training import checkpoints
+from capsnet.data.changes import Augmentation
+from capsnet.training import checkpoints, fit
 from capsulelayers import CapsuleLayer, Length
 from capsulenet import (
     CapsNet,
@@ -193,6 +195,12 @@ def test_changes_of_brightness_are_for_images_from_0_to_1(tmp_path, change):
         ValueError, match="images from -0.*or a training without --bright"
     ):
         train(classifier(), ((2 * x - 1, y), test), args)
+
+
+def test_training_hands_on_all_changes_of_images():
+    takes = inspect.signature(Augmentation).parameters
+    of_the_set = ("shape", "shift_fraction", "shift_pixels")
+    assert set(fit.CHANGES) == set(takes) - set(of_the_set)
 
 
 def test_a_save_directory_that_can_not_be_is_refused(tmp_path):

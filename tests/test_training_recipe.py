@@ -82,7 +82,7 @@ def test_what_is_open_suits_the_number_of_images(n, batch_size, epochs, capsys):
     args = typed("--dataset", "a", "--model", "photo", "--lr", 0.5)
     recipe.fit_to_data(args, labels(n // 2, n // 2), (32, 32, 3))
     assert (args.batch_size, args.epochs) == (batch_size, epochs)
-    assert (args.schedule, args.routings, args.tint) == ("cosine", 1, 0.2)
+    assert (args.schedule, args.routings, args.tint) == ("cosine", 1, 0.4)
     assert args.lr == 0.5 and args.balance == "no"
     said = capsys.readouterr().out
     assert f"Chosen for {n} training images: --batch_size {batch_size}" in said
@@ -108,6 +108,29 @@ def test_devices_get_equal_shares_of_a_batch_that_is_not_given(
     assert args.batch_size == batch_size
     said = f"--batch_size {batch_size}" in capsys.readouterr().out
     assert said == (batch_size != before)
+
+
+@pytest.mark.parametrize(
+    "flags, channels, mode",
+    [
+        (("--dataset", "a", "--model", "photo"), 3, "nearest"),
+        (("--dataset", "a", "--model", "photo"), 1, "nearest"),
+        (
+            ("--dataset", "a", "--model", "photo", "--fill_mode", "constant"),
+            3,
+            "constant",
+        ),
+        (("--dataset", "fashion_mnist", "--model", "photo"), 1, "constant"),
+        (("--dataset", "cifar10", "--model", "photo"), 3, "nearest"),
+        (("--dataset", "a", "--model", "efficient"), 1, "constant"),
+    ],
+)
+def test_pictures_are_continued_over_their_edges_but_not_on_black(
+    flags, channels, mode
+):
+    args = typed(*flags)
+    recipe.fit_to_data(args, labels(45, 45), (32, 32, channels))
+    assert args.fill_mode == mode
 
 
 def test_what_is_given_stays_though_it_is_the_default():

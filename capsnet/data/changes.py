@@ -23,6 +23,8 @@ class Augmentation:
             side in each direction. Defaults to 0.
         shifts: `"whole"` rounds the reach of the shifts down to whole pixels, and
             `"interpolated"` moves by parts of a pixel as well. Defaults to `"whole"`.
+        fill_mode: `"constant"` makes what comes from outside zero, and `"nearest"` the
+            nearest pixel of the edge. Defaults to `"constant"`.
         rotation: float in [0, 180]. Images turn by at most so many degrees in either
             direction, before they move. Defaults to 0.
         zoom: float in [0, 1). They shrink or grow by at most this fraction of their
@@ -49,6 +51,7 @@ class Augmentation:
         shape,
         shift_fraction=0.0,
         shifts="whole",
+        fill_mode="constant",
         rotation=0.0,
         zoom=0.0,
         shear=0.0,
@@ -68,7 +71,7 @@ class Augmentation:
             # The small surplus keeps 0.29 * 100 from becoming 28 pixels.
             self.reach = [int(reach + 1e-6) for reach in self.reach]
         self.rotation, self.zoom, self.shear = rotation, zoom, shear
-        self.elastic = elastic
+        self.elastic, self.nearest = elastic, fill_mode == "nearest"
         self.blank = max(1, round(erase * min(self.sides))) if erase else 0
         self.bends = bool(rotation or zoom or shear or elastic)
         self.flip, self.brightness, self.tint = flip, brightness, tint
@@ -108,7 +111,8 @@ class Augmentation:
             images = xp.where(mirrored, xp.flip(images, 2), images)
         if self.bends or any(self.reach):
             drawn = (xp.array(self.drawn[span]),) if self.elastic else ()
-            images = self.move(images, self.moves[span], xp, *drawn)
+            how = (xp, self.nearest, *drawn)
+            images = self.move(images, self.moves[span], *how)
         if self.brightness or self.tint:
             factors, added = xp.array(self.factors[span]), xp.array(self.added[span])
             images = xp.clip(images * factors + added, 0, 1)
@@ -122,13 +126,15 @@ class Augmentation:
         return images
 
 
-def shift_images(images, shifts, xp=np):
-    """Move each image by whole pixels; what moves in is zero.
+def shift_images(images, shifts, xp=np, nearest=False):
+    """Move each image by whole pixels.
 
     Args:
         images: array of shape `(n, height, width, channels)`.
         shifts: integer array of shape `(n, 2)`: pixels down and pixels to the right.
         xp: the module to compute with, `numpy` or `keras.ops`. Defaults to `numpy`.
+        nearest: bool. Whether the nearest pixel of the edge moves in. Defaults to False:
+            zero.
 
     Returns:
         An array of the shape of `images`.
@@ -136,11 +142,11 @@ def shift_images(images, shifts, xp=np):
     shifts = xp.array(shifts)
     rows = xp.arange(images.shape[1]) - shifts[:, :1]  # where a row comes from
     columns = xp.arange(images.shape[2]) - shifts[:, 1:]
-    return _pixels_at(images, rows[:, :, None], columns[:, None, :], xp)
+    return _pixels_at(images, rows[:, :, None], columns[:, None, :], xp, nearest)
 
 
-def transform_images(images, transforms, xp=np, drawn=None):
-    """Transform each image, by linear interpolation; what comes from outside is zero.
+def transform_images(images, transforms, xp=np, nearest=False, drawn=None):
+    """Transform each image, by linear interpolation.
 
     Args:
         images: array of shape `(n, height, width, channels)`.
@@ -148,6 +154,7 @@ def transform_images(images, transforms, xp=np, drawn=None):
             `(row, column, 1)`, counted from the middle of the image, is the place that
             the pixel comes from, counted likewise; see `inverse_transforms`.
         xp: see `shift_images`. Defaults to `numpy`.
+        nearest: likewise. Defaults to False.
         drawn: what `displacements` takes, of `xp`, where pixels move each its own way.
             Defaults to None.
 
@@ -173,7 +180,8 @@ def transform_images(images, transforms, xp=np, drawn=None):
     moved = 0
     for i, down in enumerate((1 - parts[:, 0], parts[:, 0])):
         for j, right in enumerate((1 - parts[:, 1], parts[:, 1])):
-            corner = _pixels_at(images, corners[:, 0] + i, corners[:, 1] + j, xp)
+            at = (corners[:, 0] + i, corners[:, 1] + j)
+            corner = _pixels_at(images, *at, xp, nearest)
             moved = moved + down * right * corner
     return xp.reshape(moved, (n, height, width, channels))
 
@@ -224,8 +232,8 @@ def inverse_transforms(shifts, angles, scales, shears=0.0):
     return np.concatenate([turn, origin], axis=2).astype("float32")
 
 
-def _pixels_at(images, rows, columns, xp):
-    """The pixels at whole places, one row and column for each; zero outside."""
+def _pixels_at(images, rows, columns, xp, nearest):
+    """The pixels at whole places, one row and column for each."""
     n, height, width, channels = images.shape
     inside = xp.logical_and(
         xp.logical_and(rows >= 0, rows < height),
@@ -235,4 +243,6 @@ def _pixels_at(images, rows, columns, xp):
     first = xp.arange(n) * (height * width)  # of each image
     source = source + xp.reshape(first, (n,) + (1,) * (len(source.shape) - 1))
     pixels = xp.take(xp.reshape(images, (-1, channels)), source, axis=0)
+    if nearest:
+        return pixels
     return xp.where(inside[..., None], pixels, xp.zeros_like(pixels))

@@ -30,6 +30,10 @@ from capsnet.training.progress import Progress
 from capsnet.training.signals import Interruption
 from capsnet.weights import save_weights
 
+CHANGES = ("shifts", "fill_mode", "rotation", "zoom", "shear", "elastic", "erase")
+CHANGES += ("flip", "brightness", "tint")
+"""Options that say how training images are changed, see `capsnet.data.changes.Augmentation`."""
+
 
 def run(model, data, args, compile_model, signals=False):
     """Train a model; `capsulenet.train` tells what goes in and comes out.
@@ -187,15 +191,7 @@ def _batches(model, data, args):
         seed=args.seed,
         on_device=resources.images_on_device(),
         workers=resources.batch_threads(args.threads),
-        shifts=args.shifts,
-        rotation=args.rotation,
-        zoom=args.zoom,
-        shear=args.shear,
-        elastic=args.elastic,
-        erase=args.erase,
-        flip=args.flip,
-        brightness=args.brightness,
-        tint=args.tint,
+        **{name: getattr(args, name) for name in CHANGES},
         balance=recipe.is_balanced(args, train[1]),
         overlap=overlap,
         **shared,

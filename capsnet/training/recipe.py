@@ -93,10 +93,11 @@ def fit_to_data(args, labels, shape):
     weight of the reconstruction grows with the pixels of pairs. Else a batch
     is a twentieth of the images, 16 to 100; there are 2,000 steps, in 30 to 200 epochs;
     the learning rate falls as a cosine. The network for pictures routes once, and its
-    pictures change in brightness and colour; Efficient-CapsNet's turn and change in size;
-    neither does so where pictures are composed, of pairs or of affNIST.
-    `--authors` has the batch and the schedule of their code. Several devices take equal
-    shares of a batch, which grows where it must for that.
+    pictures change in brightness and colour, and are continued over their edges where
+    they move, but for the grey ones known by name, which are on black; those of
+    Efficient-CapsNet turn and change in size; neither does so where pictures are
+    composed, of pairs or of affNIST. `--authors` has the batch and the schedule of their
+    code. Several devices take equal shares of a batch, which grows where it must.
 
     Args:
         args: namespace with all options; `given` names those that the user gave.
@@ -159,7 +160,10 @@ def _suited(args, labels, channels, composed):
     suited = {"batch_size": batch, "epochs": epochs, "schedule": "cosine"}
     if args.model == "photo":
         suited |= {"routings": 1} if args.routing in ("auto", "dynamic") else {}
-        changes = {"brightness": 0.2, **({"tint": 0.2} if channels > 1 else {})}
+        on_black = channels == 1 and args.dataset in NAMED_SETS
+        in_colour = {"brightness": 0.4, "tint": 0.4}
+        changes = in_colour if channels > 1 else {"brightness": 0.2}
+        changes |= {} if on_black else {"fill_mode": "nearest"}
     if args.model == "efficient":
         suited |= {"lr": 0.002}
         changes = {"rotation": 15.0, "zoom": 0.15, "shifts": "interpolated"}
