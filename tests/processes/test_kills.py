@@ -33,7 +33,7 @@ def what_it_leaves(directory, epochs):
 @pytest.mark.parametrize(
     "backend, kills",
     [
-        ("tensorflow", 7),
+        ("tensorflow", 6),
         pytest.param("tensorflow", 30, marks=pytest.mark.slow),
         pytest.param("jax", 30, marks=pytest.mark.slow),
         pytest.param("torch", 30, marks=pytest.mark.slow),
