@@ -37,8 +37,8 @@ def trained(folder, tmp_path, capsys, *flags):
 def written(tmp_path, monkeypatch):
     """Write a set of the benchmark, small enough for a test."""
 
-    def write(name, size, counts, black=True):
-        of = {"size": size, "counts": counts, "black": black}
+    def write(name, size, counts):
+        of = {"size": size, "counts": counts, "black": True}
         of = own_pictures.SETS[name] | of
         monkeypatch.setitem(own_pictures.SETS, name, of)
         own_pictures.write_set(name, 0, str(tmp_path / name))

@@ -111,8 +111,7 @@ class Augmentation:
             images = xp.where(mirrored, xp.flip(images, 2), images)
         if self.bends or any(self.reach):
             drawn = (xp.array(self.drawn[span]),) if self.elastic else ()
-            how = (xp, self.nearest, *drawn)
-            images = self.move(images, self.moves[span], *how)
+            images = self.move(images, self.moves[span], xp, self.nearest, *drawn)
         if self.brightness or self.tint:
             factors, added = xp.array(self.factors[span]), xp.array(self.added[span])
             images = xp.clip(images * factors + added, 0, 1)
@@ -235,14 +234,14 @@ def inverse_transforms(shifts, angles, scales, shears=0.0):
 def _pixels_at(images, rows, columns, xp, nearest):
     """The pixels at whole places, one row and column for each."""
     n, height, width, channels = images.shape
-    inside = xp.logical_and(
-        xp.logical_and(rows >= 0, rows < height),
-        xp.logical_and(columns >= 0, columns < width),
-    )
     source = xp.clip(rows, 0, height - 1) * width + xp.clip(columns, 0, width - 1)
     first = xp.arange(n) * (height * width)  # of each image
     source = source + xp.reshape(first, (n,) + (1,) * (len(source.shape) - 1))
     pixels = xp.take(xp.reshape(images, (-1, channels)), source, axis=0)
     if nearest:
         return pixels
+    inside = xp.logical_and(
+        xp.logical_and(rows >= 0, rows < height),
+        xp.logical_and(columns >= 0, columns < width),
+    )
     return xp.where(inside[..., None], pixels, xp.zeros_like(pixels))
